@@ -1,0 +1,194 @@
+"""A transformers module as the engine runs it: paged where that was checked to be exact, whole sequences otherwise.
+
+Knows torch and one module (with its adapter, if any); no requests, no queue. What comes out of a row is decided by the
+`Readout`: next-token logits for a language model, head outputs for a classifier.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from alignstar.models.hf.paged import PagedForward, PagedRow, Pool
+from alignstar.types import Ids
+
+log = logging.getLogger("alignstar")
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-2}
+"""Largest difference of two outputs that the shape of a batch may cause, by dtype; also the near-tie tolerance."""
+
+CHECK_TOKENS = 24
+
+
+class Readout(Protocol):
+    """Runs the module and reads the last positions of every row."""
+
+    def __call__(self, run: Callable[..., Any], want: int) -> torch.Tensor:
+        """`run(**extra)` runs the module; returns [B, want, V] for language models, [B, 1, labels] for classifiers."""
+        ...
+
+
+class LogitsReadout:
+    """The next-token logits of the last positions, cut to the first `vocab_size` tokens."""
+
+    def __init__(self, model: torch.nn.Module, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+        self.keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+
+    def __call__(self, run: Callable[..., Any], want: int) -> torch.Tensor:
+        """Logits [B, want, vocab_size]."""
+        logits = run(logits_to_keep=want).logits if self.keeps else run().logits
+        return logits[:, -want:, : self.vocab_size]
+
+
+class HeadReadout:
+    """The outputs of a linear head on the last position's hidden state of a backbone."""
+
+    def __init__(self, head: torch.nn.Module) -> None:
+        self.head = head
+
+    def __call__(self, run: Callable[..., Any], want: int) -> torch.Tensor:
+        """Head outputs [B, 1, labels]."""
+        return self.head(run().last_hidden_state[:, -1:])
+
+
+class PooledReadout:
+    """The outputs of a whole classifier that pools by itself (bidirectional models)."""
+
+    def __call__(self, run: Callable[..., Any], want: int) -> torch.Tensor:
+        """Head outputs [B, 1, labels]."""
+        return run().logits[:, None]
+
+
+class Network:
+    """One module (a base, or a base with one of its adapters) and how to run rows of token ids through it."""
+
+    def __init__(
+        self,
+        name: str,
+        module: torch.nn.Module,
+        readout: Readout,
+        *,
+        config: Any,
+        device: torch.device,
+        adapter: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+        causal: bool = True,
+        reuse: bool = True,
+    ) -> None:
+        self.name = name
+        self.module = module
+        self.readout = readout
+        self.config = config
+        self.device = device
+        self.dtype: torch.dtype = next(p.dtype for p in module.parameters() if p.is_floating_point())
+        self.adapter = adapter
+        self.causal = causal
+        windows = attention_windows(config)
+        self._paged = (
+            PagedForward(module, windows=windows, dtype=self.dtype, device=device) if windows is not None else None
+        )
+        self.bytes_per_position = 0  # of KV; known after the self-check
+        self.reuse = reuse and causal and self._paged is not None and self._self_check()
+
+    @property
+    def tolerance(self) -> float:
+        """See TOLERANCE."""
+        return TOLERANCE[self.dtype]
+
+    def paged(self, pool: Pool, rows: Sequence[PagedRow], want: int) -> torch.Tensor:
+        """Outputs of paged rows' last `want` new positions."""
+        paged = self._paged
+        assert paged is not None
+        with self._running():
+            return self.readout(lambda **extra: paged(pool, rows, **extra), want)
+
+    def plain(self, rows: Sequence[Ids], want: int) -> torch.Tensor:
+        """Outputs of whole sequences of equal length, computed from nothing: right for any model, fast for none."""
+        tokens = torch.tensor(rows, dtype=torch.long, device=self.device)
+        with self._running():
+            return self.readout(
+                lambda **extra: self.module(
+                    input_ids=tokens, attention_mask=torch.ones_like(tokens), **self._no_cache(), **extra
+                ),
+                want,
+            )
+
+    def _no_cache(self) -> dict[str, bool]:
+        takes = inspect.signature(self.module.forward).parameters
+        return {"use_cache": False} if "use_cache" in takes else {}
+
+    @contextlib.contextmanager
+    def _running(self) -> Generator[None]:
+        with torch.inference_mode(), self.adapter():
+            yield
+
+    def _self_check(self) -> bool:
+        """Whether prefilled, stepped, branched, rolled-back and unequally batched rows equal a plain forward."""
+        limit = context_limit(self.config)
+        count = CHECK_TOKENS if limit is None else min(CHECK_TOKENS, limit)
+        generator = torch.Generator().manual_seed(24)
+        vocab = int(self.config.vocab_size)
+        drawn = torch.randint(0, vocab, (2 * count,), generator=generator).tolist()
+        first = tuple(drawn[:count])
+        branched = first[: count // 3] + tuple(drawn[count : count + count // 3])
+        try:
+            worst = self._compare(first, branched)
+        except Exception as error:  # noqa: BLE001 - any model may refuse paged rows in its own way; it then runs plain
+            log.warning("%s runs without prefix reuse: it refused a paged forward (%r).", self.name, error)
+            return False
+        if worst <= self.tolerance:
+            return True
+        log.warning(
+            "%s runs without prefix reuse: paged and plain forwards differ by %.1e (at most %.0e).",
+            self.name, worst, self.tolerance,
+        )  # fmt: skip
+        return False
+
+    def _compare(self, first: Ids, branched: Ids) -> float:
+        """Largest difference between paged and plain outputs over the self-check's five situations."""
+        pool = Pool(4 * len(first), self.device)
+        slots = pool.take(len(first))
+        branch_slots = slots[: len(first) // 3] + pool.take(len(branched) - len(first) // 3)
+        half = len(first) // 2
+        worst = 0.0
+
+        def check(rows: list[tuple[Ids, int, list[int]]]) -> None:
+            nonlocal worst
+            paged_rows = [PagedRow(new=ids[start:], slots=where[: len(ids)]) for ids, start, where in rows]
+            got = self.paged(pool, paged_rows, 1)
+            for row, (ids, _, _) in zip(got, rows, strict=True):
+                difference = (row.to(torch.float64) - self.plain([ids], 1)[0].to(torch.float64)).abs().max()
+                worst = max(worst, float("inf") if torch.isnan(difference) else float(difference))
+
+        check([(first[:half], 0, slots)])  # prefilled
+        for end in range(half + 1, half + 4):  # stepped
+            check([(first[:end], end - 1, slots)])
+        check([(branched, len(first) // 3, branch_slots)])  # branched off, behind what was computed
+        check([(first, half + 3, slots), (branched, len(branched) - 2, branch_slots)])  # batched with another length
+        check([(first[: half - 2], half - 4, slots)])  # rolled back
+        self.bytes_per_position = pool.bytes // pool.slots
+        return worst
+
+
+def attention_windows(config: Any) -> dict[str, int | None] | None:
+    """Layer type -> sliding window (None: full attention); None where a layer is neither (linear, chunked, ...)."""
+    fields = config.to_dict()
+    kinds = set(fields.get("layer_types") or ())
+    window = fields.get("sliding_window")
+    if not kinds:
+        return {"full_attention": window}
+    if not kinds <= {"full_attention", "sliding_attention"}:
+        return None
+    return {kind: window if kind == "sliding_attention" else None for kind in sorted(kinds)}
+
+
+def context_limit(config: Any) -> int | None:
+    """Most positions that the model can read: `max_position_embeddings`, or None where the config names no limit."""
+    fields = config.to_dict()
+    limit = fields.get("max_position_embeddings") or fields.get("n_positions")
+    return int(limit) if limit else None

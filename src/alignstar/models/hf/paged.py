@@ -1,0 +1,179 @@
+"""Paged key-value storage for transformers models, and the forward that uses it.
+
+Knows torch and the transformers `Cache` protocol, no requests and no text. One slot holds one position of every layer.
+A row of a forward is a list of slots in the order of positions, so rows share whatever slots they like (a prompt, a
+chosen rollout) and nothing is ever cropped, selected or copied to make a branch. Attention gathers a row's slots per
+layer and the mask is computed from positions alone: key j of a row *is* position j.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import Cache
+
+from alignstar.types import Ids
+
+TRASH = 0
+"""Slot that padding writes to and nothing reads."""
+
+
+class Pool:
+    """Keys and values [slots, kv_heads, head_dim] per layer, grown by doubling up to `capacity` slots."""
+
+    def __init__(self, capacity: int, device: torch.device) -> None:
+        self.capacity = capacity
+        self.device = device
+        self.slots = 0
+        self.keys: list[torch.Tensor] = []
+        self.values: list[torch.Tensor] = []
+        self._free: list[int] = []
+        self._fresh = TRASH + 1  # slots from here on were never handed out
+        self.in_use = 0
+
+    def take(self, count: int) -> list[int]:
+        """`count` slots; the caller has made sure that they exist within `capacity`."""
+        recycled = min(count, len(self._free))
+        taken = self._free[len(self._free) - recycled :]
+        del self._free[len(self._free) - recycled :]
+        fresh = count - recycled
+        taken.extend(range(self._fresh, self._fresh + fresh))
+        self._fresh += fresh
+        assert self._fresh <= self.capacity + 1, "more slots than the pool's capacity were asked for"
+        self.in_use += count
+        return taken
+
+    def give_back(self, slots: Sequence[int]) -> None:
+        """Return slots; their contents are garbage from now on."""
+        self._free.extend(slots)
+        self.in_use -= len(slots)
+
+    def layer(self, index: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The buffers of one layer, made or grown to hold every slot handed out. key, value: [B, heads, Q, dim]."""
+        while len(self.keys) <= index:
+            self.keys.append(key.new_zeros(0, key.shape[1], key.shape[3]))
+            self.values.append(value.new_zeros(0, value.shape[1], value.shape[3]))
+        if self.keys[index].shape[0] < self._fresh:
+            size = min(max(2 * self.keys[index].shape[0], self._fresh, 256), self.capacity + 1)
+            self.keys[index] = _grown(self.keys[index], size)
+            self.values[index] = _grown(self.values[index], size)
+            self.slots = size
+        return self.keys[index], self.values[index]
+
+    @property
+    def bytes(self) -> int:
+        """Memory held by the buffers."""
+        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))
+
+
+def _grown(buffer: torch.Tensor, size: int) -> torch.Tensor:
+    bigger = buffer.new_zeros(size, *buffer.shape[1:])  # zeros: a masked slot must never hold NaN
+    bigger[: buffer.shape[0]] = buffer
+    return bigger
+
+
+class PagedCache(Cache):
+    """The view of a Pool that one forward has: writes go to `written` [B*Q], reads gather `read` [B, K]."""
+
+    def __init__(self, pool: Pool, written: torch.Tensor, read: torch.Tensor) -> None:
+        super().__init__(layers=[])
+        self.pool = pool
+        self.written = written
+        self.read = read
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store the new positions' keys and values [B, heads, Q, dim]; return all of the rows' [B, heads, K, dim]."""
+        keys, values = self.pool.layer(layer_idx, key_states, value_states)
+        keys[self.written] = key_states.transpose(1, 2).reshape(-1, keys.shape[1], keys.shape[2])
+        values[self.written] = value_states.transpose(1, 2).reshape(-1, values.shape[1], values.shape[2])
+        rows, width = self.read.shape
+        flat = self.read.reshape(-1)
+        gathered_keys = keys.index_select(0, flat).view(rows, width, *keys.shape[1:]).transpose(1, 2)
+        gathered_values = values.index_select(0, flat).view(rows, width, *values.shape[1:]).transpose(1, 2)
+        return gathered_keys, gathered_values
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Positions before the new ones in the longest row; models that need it per row are not run paged."""
+        return self.read.shape[1] - self.written.shape[0] // self.read.shape[0]
+
+
+@dataclass(slots=True)
+class PagedRow:
+    """One row of a forward: `new` tokens, and the slots of every position up to the last of them."""
+
+    new: Ids
+    slots: list[int]
+
+
+def masks(
+    lengths: Sequence[int],
+    new: Sequence[int],
+    *,
+    windows: dict[str, int | None],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> torch.Tensor | dict[str, torch.Tensor]:
+    """Additive masks [B, 1, Q, K] for rows of `lengths` positions whose last `new` ones are right-aligned queries.
+
+    `windows` maps a layer type to its sliding window (None: full attention); one type gives a plain tensor, several
+    give the dict that models with mixed layers take.
+    """
+    queries, keys = max(new), max(lengths)
+    position = (
+        torch.tensor(lengths, device=device)[:, None, None] - queries + torch.arange(queries, device=device)[:, None]
+    )
+    key = torch.arange(keys, device=device)
+    made: dict[str, torch.Tensor] = {}
+    for kind, window in windows.items():
+        allowed = key <= position  # [B, Q, K]; padding queries (position < length - new) may see anything
+        if window is not None:
+            allowed = allowed & (key > position - window)
+        mask = torch.zeros(allowed.shape, dtype=dtype, device=device)
+        made[kind] = mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
+    return next(iter(made.values())) if len(made) == 1 else made
+
+
+class PagedForward:
+    """Runs a backbone or a whole causal model over paged rows."""
+
+    def __init__(
+        self, module: torch.nn.Module, *, windows: dict[str, int | None], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.module = module
+        self.windows = windows
+        self.dtype = dtype
+        self.device = device
+
+    def __call__(self, pool: Pool, rows: Sequence[PagedRow], **kwargs: Any) -> Any:
+        """The module's output for right-aligned queries [B, Q, ...]: a row's last new token is at index -1."""
+        queries = max(len(row.new) for row in rows)
+        lengths = [len(row.slots) for row in rows]
+        width = max(lengths)
+        tokens = np.zeros((len(rows), queries), dtype=np.int64)
+        positions = np.zeros((len(rows), queries), dtype=np.int64)
+        written = np.full((len(rows), queries), TRASH, dtype=np.int64)
+        read = np.full((len(rows), width), TRASH, dtype=np.int64)
+        for i, row in enumerate(rows):
+            n, end = len(row.new), lengths[i]
+            tokens[i, queries - n :] = row.new
+            positions[i, queries - n :] = np.arange(end - n, end)
+            read[i, :end] = row.slots
+            written[i, queries - n :] = read[i, end - n : end]
+        cache = PagedCache(
+            pool, torch.from_numpy(written.reshape(-1)).to(self.device), torch.from_numpy(read).to(self.device)
+        )
+        mask = masks(lengths, [len(r.new) for r in rows], windows=self.windows, dtype=self.dtype, device=self.device)
+        return self.module(
+            input_ids=torch.from_numpy(tokens).to(self.device),
+            position_ids=torch.from_numpy(positions).to(self.device),
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+            **kwargs,
+        )

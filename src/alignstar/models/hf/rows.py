@@ -1,0 +1,338 @@
+"""The engine's worker for one network: rows of any number of requests, batched forward by forward.
+
+Knows requests as rows of token ids with outputs wanted at their end; what is done with the outputs is the request's own
+business (`language.py`, `classifier.py`). Rows join and leave between forwards; a request is admitted when its worst
+case fits beside those running, and refused at once if it could never fit.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from alignstar.engine import Request
+from alignstar.errors import EngineError, PromptError
+from alignstar.models.hf.network import Network
+from alignstar.models.hf.paged import PagedRow, Pool
+from alignstar.models.hf.prefix import Lease, PrefixCache
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Served(Generic[T]):
+    """An answer with what it took: positions `computed`, forwards (`calls`), most KV positions `held` meanwhile."""
+
+    value: T
+    computed: int
+    calls: int
+    held: int
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """One sequence being computed. Everything in `ids` beyond the lease's slots is still to be pushed.
+
+    `want` is how many last positions' outputs are needed, `limit` how many cached positions may stand in for computing.
+    """
+
+    request: RowRequest[Any]
+    ids: list[int]
+    want: int = 1
+    limit: int = 0
+    lease: Lease | None = None
+    served: int = 0
+    notes: dict[int, object] = field(default_factory=dict[int, object])
+    state: Any = None
+
+    @property
+    def pending(self) -> int:
+        """Tokens still to be pushed; without reuse every forward pushes them all, so none are left after it."""
+        return len(self.ids) - len(self.lease.slots) if self.lease else 0
+
+
+class RowRequest(Request[Served[T]]):
+    """A request made of rows. `worst` is the most new KV positions it may need, its prefix included."""
+
+    worst: int = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[Row] = []
+        self.reserved = 0
+        self.computed = 0
+        self.calls = 0
+        self.held = 0
+        self.arrived = 0
+
+    def begin(self, worker: RowWorker) -> None:
+        """Make the rows with `worker.add`, or answer at once."""
+        raise NotImplementedError
+
+    def advance(self, worker: RowWorker, row: Row, outputs: Any, index: int) -> None:
+        """A forward gave outputs for `row` (its `index` in the batch): extend it, or finish it with `worker.finish`."""
+        raise NotImplementedError
+
+    def answer(self, value: T) -> None:
+        """Resolve with the accounting."""
+        self.resolve(Served(value, self.computed, self.calls, self.held))
+
+
+class RowWorker:
+    """Schedules rows over one network; the engine's Worker protocol."""
+
+    def __init__(
+        self,
+        network: Network,
+        *,
+        kv_capacity: int,
+        max_tokens: int = 2048,
+        max_keys: int = 1 << 18,
+        read: Any = None,
+    ) -> None:
+        self.network = network
+        self.capacity = kv_capacity
+        self.max_tokens = max_tokens  # pushed in one forward, padding included
+        self.max_keys = max_keys  # gathered in one forward, padding included
+        self.read = read  # [B, want, ...] tensor -> what requests' `advance` is given
+        self.cache = PrefixCache(Pool(kv_capacity, network.device)) if network.reuse else None
+        self.waiting: deque[RowRequest[Any]] = deque()
+        self.running: list[RowRequest[Any]] = []
+        self.tick = 0
+        self.forwards = 0
+        self.pushed = 0
+
+    @property
+    def name(self) -> str:
+        """The network's name."""
+        return self.network.name
+
+    # --- the engine's side -------------------------------------------------------------------------------------------
+
+    def accept(self, request: RowRequest[Any], tick: int) -> None:
+        """Queue a request; PromptError if it could never fit."""
+        if self.cache is not None and request.worst > self.capacity:
+            raise PromptError(
+                f"The request needs {request.worst} KV positions of {self.name}, at most {self.capacity} may be held; "
+                "shorten the prompt, draw fewer or shorter continuations, or raise kv_tokens."
+            )
+        request.arrived = tick
+        self.waiting.append(request)
+
+    def waiting_since(self) -> int | None:
+        """See engine.Worker."""
+        served = [row.served for request in self.running for row in request.rows]
+        if self.waiting:
+            served.append(self.waiting[0].arrived)
+        return min(served, default=None)
+
+    def abandon(self, error: BaseException) -> None:
+        """See engine.Worker."""
+        for request in [*self.running, *self.waiting]:
+            self._end(request)
+            request.fail(error)
+        self.running.clear()
+        self.waiting.clear()
+
+    def step(self, tick: int) -> None:
+        """Drop the cancelled, admit what fits, run one forward, hand out its results."""
+        self.tick = tick
+        self._drop_cancelled()
+        self._admit()
+        batch = self._batch()
+        if not batch:
+            return
+        want = max(row.want for row in batch)
+        try:
+            outputs = self._forward(batch, want)
+        except Exception as error:  # noqa: BLE001 - the rows in a failing forward fail, nothing else does
+            failure = EngineError(f"A forward of {self.name} failed: {error}.")
+            failure.__cause__ = error
+            self._fail({id(row.request): row.request for row in batch}.values(), failure)
+            return
+        for index, row in enumerate(batch):
+            if outputs is None or row.pending or row.request not in self.running:
+                continue
+            try:
+                row.request.advance(self, row, outputs, index)
+            except Exception as error:  # noqa: BLE001 - what one request makes of its outputs is its own failure
+                self._fail([row.request], error)
+
+    # --- the requests' side ------------------------------------------------------------------------------------------
+
+    def add(self, request: RowRequest[Any], ids: Sequence[int], *, want: int = 1, state: Any = None) -> Row:
+        """A new row of a request. Positions that others computed are reused, but for the last `want` ones."""
+        row = Row(request, list(ids), want=want, limit=len(ids) - want, served=request.arrived, state=state)
+        if self.cache is not None:
+            row.lease = self.cache.lease(tuple(ids), row.limit)
+            request.reserved -= len(row.lease.slots)
+        request.rows.append(row)
+        return row
+
+    def fork(self, row: Row, state: Any) -> Row:
+        """A sibling of a row whose positions are all published."""
+        twin = Row(row.request, list(row.ids), served=self.tick, state=state)
+        if self.cache is not None:
+            assert row.lease is not None
+            twin.lease = self.cache.fork(row.lease)
+        row.request.rows.append(twin)
+        return twin
+
+    def publish(self, row: Row) -> None:
+        """Let everybody use what the row has computed so far."""
+        if self.cache is None or row.lease is None:
+            return
+        if row.lease.own:
+            self.cache.publish(row.lease, tuple(row.ids[: len(row.lease.slots)]))
+        self.cache.remember(row.lease, row.notes)
+        row.notes = {}
+
+    def finish(self, row: Row) -> None:
+        """The row is done; its positions stay in the cache while there is room."""
+        self.publish(row)
+        if self.cache is not None and row.lease is not None:
+            self.cache.release(row.lease)
+        row.request.rows.remove(row)
+        if not row.request.rows:
+            self._end(row.request)
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    @property
+    def kv_in_use(self) -> int:
+        """KV positions that running requests need (0 when idle)."""
+        return 0 if self.cache is None else self.cache.in_use
+
+    def _end(self, request: RowRequest[Any]) -> None:
+        for row in request.rows:
+            if self.cache is not None and row.lease is not None:
+                self.cache.release(row.lease)
+        request.rows.clear()
+        request.reserved = 0
+        if request in self.running:
+            self.running.remove(request)
+
+    def _fail(self, requests: Any, error: BaseException) -> None:
+        for request in list(requests):
+            self._end(request)
+            request.fail(error)
+
+    def _drop_cancelled(self) -> None:
+        for request in [r for r in self.running if r.cancelled]:
+            self._end(request)
+        if any(request.cancelled for request in self.waiting):
+            self.waiting = deque(r for r in self.waiting if not r.cancelled)
+
+    def _admit(self) -> None:
+        """In order of arrival; a request that does not fit yet holds back those behind it, so that none starves."""
+        while self.waiting:
+            request = self.waiting[0]
+            if self.cache is not None:
+                promised = sum(r.reserved for r in self.running)
+                if self.running and self.cache.room() - promised < request.worst:
+                    return
+                request.reserved = request.worst
+            self.waiting.popleft()
+            self.running.append(request)
+            try:
+                request.begin(self)
+            except Exception as error:  # noqa: BLE001 - the error is this request's answer
+                self._fail([request], error)
+            if not request.rows and request in self.running:
+                self._end(request)
+
+    def _batch(self) -> list[Row]:
+        """The rows of the next forward: those like the one that has waited longest, within the limits."""
+        rows = sorted((row for request in self.running for row in request.rows), key=lambda row: row.served)
+        if not rows:
+            return []
+        first = rows[0]
+        if self.cache is None:
+            alike = [row for row in rows if len(row.ids) == len(first.ids)]
+            return alike[: max(1, self.max_tokens // len(first.ids))]
+        if first.pending == 1:
+            return self._decode_batch([row for row in rows if row.pending == 1])
+        return self._prefill_batch([row for row in rows if row.pending > 1])
+
+    def _decode_batch(self, rows: list[Row]) -> list[Row]:
+        batch: list[Row] = []
+        widest = 0
+        for row in rows:
+            widest = max(widest, len(row.ids))
+            if batch and (len(batch) + 1) * widest > self.max_keys:
+                break
+            batch.append(row)
+        return batch
+
+    def _prefill_batch(self, rows: list[Row]) -> list[Row]:
+        """Rows to prefill, no two of which would compute the same positions: the second waits for the first's."""
+        batch: list[Row] = []
+        claimed: set[tuple[int, int]] = set()
+        widest = total = 0
+        for row in rows:
+            self._rematch(row)
+            assert row.lease is not None
+            claim = (id(row.lease.node), row.ids[len(row.lease.slots)])
+            pending = min(row.pending, max(self.max_tokens, row.want))
+            wider = max(widest, pending)
+            padded = (len(batch) + 1) * wider
+            if claim in claimed or (batch and (padded > self.max_tokens or padded > 2 * (total + pending))):
+                continue
+            claimed.add(claim)
+            batch.append(row)
+            widest, total = wider, total + pending
+        return batch
+
+    def _rematch(self, row: Row) -> None:
+        """Take up what others have published since the row was made."""
+        assert self.cache is not None
+        assert row.lease is not None
+        ids = tuple(row.ids)
+        if row.lease.own == 0 and self.cache.tree.match(ids, row.limit)[2] > len(row.lease.slots):
+            lease = self.cache.lease(ids, row.limit)
+            row.request.reserved -= len(lease.slots) - len(row.lease.slots)
+            self.cache.release(row.lease)
+            row.lease = lease
+
+    def _forward(self, batch: list[Row], want: int) -> Any:
+        """Push a batch; None where only a part of a long prefix was pushed and there is nothing to read."""
+        self.forwards += 1
+        chunk = max(self.max_tokens, want)
+        inputs: list[PagedRow] = []
+        for request in {id(row.request): row.request for row in batch}.values():
+            request.calls += 1
+        for row in batch:
+            row.served = self.tick
+            request = row.request
+            if self.cache is None:
+                request.computed += len(row.ids)
+                self.pushed += len(row.ids)
+                continue
+            assert row.lease is not None
+            start = len(row.lease.slots)
+            # The last chunk must hold every position whose outputs are wanted.
+            count = row.pending if row.pending <= chunk else min(chunk, row.pending - row.want)
+            self.cache.extend(row.lease, count)
+            request.reserved -= count
+            request.computed += count
+            self.pushed += count
+            inputs.append(PagedRow(new=tuple(row.ids[start : start + count]), slots=row.lease.slots))
+        if self.cache is None:
+            return self.read(self.network.plain([tuple(row.ids) for row in batch], want))
+        held = self.cache.held
+        for row in batch:
+            row.request.held = max(row.request.held, held)
+        tensor = self.network.paged(self.cache.pool, inputs, min(want, max(len(r.new) for r in inputs)))
+        if all(row.pending for row in batch):
+            return None
+        return self.read(tensor)
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for a device's queue (for measurements)."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,69 @@
+"""What is kept of a state's next-token logits: the best tokens with exact log-probabilities, a few dozen numbers.
+
+Knows logits tensors, no requests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from alignstar.models import Top, Within
+from alignstar.sampling import Array
+
+
+@dataclass(slots=True)
+class States:
+    """Next-token distributions of several states, [B, V] logits on the device and their best tokens on the CPU."""
+
+    logits: torch.Tensor
+    log_z: Array  # [B] log-normaliser, float64
+    best: list[Top]
+
+    def full(self, row: int) -> Array:
+        """All log-probabilities [V] of one state, float64."""
+        return self.logits[row].to(torch.float64).cpu().numpy() - self.log_z[row]
+
+
+def read_states(logits: torch.Tensor, keep: int) -> States:
+    """Normalise [B, V] logits in float64 and keep the `keep` best tokens of each row; ties go to the lower id.
+
+    Ordering is by raw logit, so it is exactly the order that an arg-max or a top-k over the logits would see.
+    """
+    values, ids = torch.topk(logits, min(keep, logits.shape[-1]), dim=-1)
+    # float64 is emulated or missing on some devices; float32 there changes the eighth digit of a log-probability.
+    wide = logits.to(torch.float64) if logits.device.type != "mps" else logits.to(torch.float32)
+    log_z = torch.logsumexp(wide, dim=-1).cpu().numpy().astype(np.float64)
+    values_, ids_ = (
+        values.to(torch.float32 if logits.device.type == "mps" else torch.float64).cpu().numpy(),
+        ids.cpu().numpy(),
+    )
+    best: list[Top] = []
+    for row_values, row_ids, z in zip(values_, ids_, log_z, strict=True):
+        if np.any(row_values[1:] == row_values[:-1]):
+            order = np.lexsort((row_ids, -row_values))
+            row_values, row_ids = row_values[order], row_ids[order]
+        best.append(Top(ids=row_ids.astype(np.int64), logps=(row_values - z).astype(np.float64)))
+    return States(logits=logits, log_z=log_z, best=best)
+
+
+def narrow(top: Top, within: Within, *, tolerance: float, vocab_size: int) -> Top | None:
+    """The first k tokens, or those within a distance [nats] of the best; None if `top` holds too little to say."""
+    logps = top.logps
+    if isinstance(within, int):
+        count = min(within, vocab_size)
+    else:
+        count = int(np.searchsorted(-logps, -(logps[0] - within), side="right"))
+    if count >= len(logps) and len(logps) < vocab_size:
+        return None
+    near = count < len(logps) and bool(logps[count - 1] - logps[count] <= tolerance)
+    possible = logps[:count] > -np.inf
+    return Top(ids=top.ids[:count][possible], logps=logps[:count][possible], near_tie=near)
+
+
+def whole(logps: Array) -> Top:
+    """Every token of a state with its log-probability, best first."""
+    order = np.argsort(-logps, kind="stable").astype(np.int64)
+    return Top(ids=order, logps=logps[order])

@@ -1,0 +1,100 @@
+"""The prefix cache under random use: no slot is lost, shared by mistake, or taken from somebody who needs it."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from alignstar.models.hf.paged import Pool, masks
+from alignstar.models.hf.prefix import Lease, PrefixCache
+
+CPU = torch.device("cpu")
+
+
+def slots_of(cache: PrefixCache, ids: tuple[int, ...]) -> list[int]:
+    lease = cache.lease(ids)
+    slots = list(lease.slots)
+    cache.release(lease)
+    return slots
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_use_keeps_the_books(seed: int) -> None:
+    draw = random.Random(seed)
+    cache = PrefixCache(Pool(60, CPU))
+    contents: dict[int, tuple[int, ...]] = {}  # slot -> the prefix whose last position it holds
+    live: list[tuple[Lease, tuple[int, ...]]] = []
+    for _ in range(300):
+        action = draw.random()
+        if action < 0.5 and cache.room() >= 12:
+            ids = tuple(draw.randrange(2) for _ in range(draw.randint(1, 10)))
+            lease = cache.lease(ids)
+            known = len(lease.slots)
+            for position, slot in enumerate(lease.slots):
+                assert contents[slot] == ids[: position + 1]
+            cache.extend(lease, len(ids) - known)
+            for position in range(known, len(ids)):
+                contents[lease.slots[position]] = ids[: position + 1]
+            live.append((lease, ids))
+        elif live:
+            lease, ids = live.pop(draw.randrange(len(live)))
+            if action < 0.9:
+                cache.publish(lease, ids)
+                assert lease.own == 0
+                assert [contents[s] for s in lease.slots] == [ids[: i + 1] for i in range(len(ids))]
+            cache.release(lease)
+        for lease, ids in live:  # nobody's positions were taken away or overwritten
+            assert [contents[s] for s in lease.slots] == [ids[: i + 1] for i in range(len(lease.slots))]
+        assert cache.pool.in_use == cache.held <= 60
+        assert cache.in_use <= cache.held
+    for lease, _ in live:
+        cache.release(lease)
+    assert cache.in_use == 0
+    cache.clear()
+    assert cache.pool.in_use == cache.held == 0
+
+
+def test_the_least_recently_used_goes_first_and_pinned_stays() -> None:
+    cache = PrefixCache(Pool(9, CPU))
+    for ids in ((1, 1, 1), (2, 2, 2), (3, 3, 3)):
+        lease = cache.lease(ids)
+        cache.extend(lease, 3)
+        cache.publish(lease, ids)
+        cache.release(lease)
+    pinned = cache.lease((1, 1, 1))
+    newcomer = cache.lease((4, 4))
+    cache.extend(newcomer, 2)
+    assert len(slots_of(cache, (2, 2, 2))) == 0
+    assert len(slots_of(cache, (3, 3, 3))) == 3
+    assert len(pinned.slots) == 3
+
+
+def test_what_another_row_published_first_stays_and_the_duplicate_is_returned() -> None:
+    cache = PrefixCache(Pool(20, CPU))
+    ids = (1, 2, 3, 4)
+    one, two = cache.lease(ids), cache.lease(ids)
+    cache.extend(one, 4)
+    cache.extend(two, 4)
+    kept = list(one.slots)
+    cache.publish(one, ids)
+    cache.publish(two, ids)
+    assert two.slots == kept
+    assert cache.pool.in_use == 4
+
+
+def test_masks_by_hand() -> None:
+    made = masks([3, 2], [2, 1], windows={"full_attention": None}, dtype=torch.float32, device=CPU)
+    assert isinstance(made, torch.Tensor)
+    # Row 0: queries at positions 1 and 2. Row 1: a padding query at 0, its query at position 1.
+    assert (made == 0).int().tolist() == [[[[1, 1, 0], [1, 1, 1]]], [[[1, 0, 0], [1, 1, 0]]]]
+    windowed = masks([4], [1], windows={"sliding_attention": 2}, dtype=torch.float32, device=CPU)
+    assert isinstance(windowed, torch.Tensor)
+    assert (windowed == 0).int().tolist() == [[[[0, 0, 1, 1]]]]
+    mixed = masks([2], [1], windows={"full_attention": None, "sliding_attention": 1}, dtype=torch.float32, device=CPU)
+    assert isinstance(mixed, dict)
+    assert {kind: (m == 0).int().tolist() for kind, m in mixed.items()} == {
+        "full_attention": [[[[1, 1]]]],
+        "sliding_attention": [[[[0, 1]]]],
+    }
