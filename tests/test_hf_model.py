@@ -1,4 +1,4 @@
-"""The transformers backend against plain whole forwards, over many families; company, cache and order change nothing."""
+"""The transformers backend against plain whole forwards, over many families; company and cache change nothing."""
 
 from __future__ import annotations
 

@@ -60,6 +60,7 @@ class SharedBase:
         config: Any = PeftConfig.from_pretrained(path)
         # The head of a reward adapter belongs to the reward, not to the base that others share.
         config.modules_to_save, config.task_type, config.inference_mode = None, None, True
+        config.base_model_name_or_path = cast("Any", self.model).name_or_path
         tensors = load_file(weights)
         inner = {name: t for name, t in tensors.items() if ".lora_" in name or "ia3_" in name}
         rest = {name: t for name, t in tensors.items() if name not in inner}

@@ -14,6 +14,7 @@ from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from alignstar.errors import ModelError, PromptError
+from alignstar.models.hf.adapters import base_of, is_adapter
 from alignstar.text import as_messages, decoded
 from alignstar.types import Ids, Message, Prompt
 
@@ -21,8 +22,10 @@ from alignstar.types import Ids, Message, Prompt
 def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a local directory or hub id. Code that comes with it is run only if `trust_remote_code` says so.
 
-    Raises ModelError where there is none, also for an id that cannot be fetched.
+    An adapter without one has its base's. Raises ModelError where there is none, also for an id that cannot be fetched.
     """
+    if is_adapter(path) and not (Path(path) / "tokenizer_config.json").is_file():
+        path = base_of(path)
     if Path(path).exists() and not Path(path).is_dir():
         raise ModelError(f"{path!r} is a file; give the directory that holds the tokenizer's files.")
     try:

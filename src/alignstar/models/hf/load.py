@@ -84,12 +84,9 @@ class Library:
         return DTYPES[self.dtype]
 
     def tokenizer(self, path: str) -> PreTrainedTokenizerBase:
-        """The tokenizer of a checkpoint; an adapter without one has its base's."""
+        """The tokenizer of a checkpoint."""
         if path not in self._tokenizers:
-            own = not is_adapter(path) or (Path(path) / "tokenizer_config.json").is_file()
-            self._tokenizers[path] = (
-                load_tokenizer(path, trust_remote_code=self.trust_remote_code) if own else self.tokenizer(base_of(path))
-            )
+            self._tokenizers[path] = load_tokenizer(path, trust_remote_code=self.trust_remote_code)
         return self._tokenizers[path]
 
     def language(self, path: str, *, role: str, vocab_size: int | None = None) -> HFModel:
