@@ -58,7 +58,7 @@ def classifier(name: str, engine: Engine, **options: Any) -> tuple[Any, HFClassi
         causal=head is not None,
     )
     return model, HFClassifier(
-        network, engine, n_outputs=model.config.num_labels, max_context=128, kv_tokens=2000, **options
+        network, engine, labels=model.config.num_labels, max_context=128, kv_tokens=2000, **options
     )
 
 
@@ -72,18 +72,18 @@ async def test_scores_equal_a_plain_forward_of_the_text_alone(name: str, engine:
     model, heads = classifier(name, engine)
     assert heads.reuse is CAUSAL_REUSE[name]
     expected = [alone(model, text) for text in TEXTS]
-    np.testing.assert_allclose(await heads.outputs(TEXTS), expected, atol=1e-9)  # together
+    np.testing.assert_allclose((await heads.outputs(TEXTS)).value, expected, atol=1e-9)  # together
     for text, scores in zip(TEXTS, expected, strict=True):  # alone, from what is cached by now
-        np.testing.assert_allclose(await heads.outputs([text]), [scores], atol=1e-9)
+        np.testing.assert_allclose((await heads.outputs([text])).value, [scores], atol=1e-9)
     mixed = await together([heads.outputs([text, TEXTS[0]]) for text in reversed(TEXTS)])
-    np.testing.assert_allclose([m[0] for m in mixed], expected[::-1], atol=1e-9)
+    np.testing.assert_allclose([m.value[0] for m in mixed], expected[::-1], atol=1e-9)
     assert heads.worker.kv_in_use == 0
 
 
 async def test_a_padding_token_equal_to_eos_does_not_move_the_scored_position(engine: Engine) -> None:
     model, heads = classifier("llama, pad is eos", engine)
     ends_with_eos = (5, 6, 7, 1)
-    (got,) = await heads.outputs([ends_with_eos])
+    (got,) = (await heads.outputs([ends_with_eos])).value
     with torch.inference_mode():
         hidden = model.model(input_ids=torch.tensor([ends_with_eos])).last_hidden_state
         expected = model.score(hidden[0, -1]).tolist()
@@ -98,4 +98,4 @@ async def test_equal_texts_and_equal_beginnings_are_read_once(engine: Engine) ->
     assert heads.worker.pushed == len(TEXTS[0])
     await heads.outputs([(*TEXTS[0], z) for z in range(10)])
     assert heads.worker.pushed == len(TEXTS[0]) + 10
-    assert await heads.outputs([]) == []
+    assert (await heads.outputs([])).value == []

@@ -64,7 +64,7 @@ async def test_one_base_serves_the_model_its_aligned_adapter_and_a_reward_adapte
     for _ in range(2):  # in turns: every forward switches
         everything = np.arange(base.vocab_size)
         np.testing.assert_allclose(await base.next_logprobs(PROMPT, everything), expected[0], atol=1e-4)
-        np.testing.assert_allclose(await heads.outputs([PROMPT]), [score], atol=1e-4)
+        np.testing.assert_allclose((await heads.outputs([PROMPT])).value, [score], atol=1e-4)
         np.testing.assert_allclose(await aligned.next_logprobs(PROMPT, everything), expected[1], atol=1e-4)
         for model in (base, aligned, heads):
             assert model.worker.cache is not None
@@ -78,7 +78,7 @@ async def test_a_reward_adapter_alone_is_merged_into_its_own_base(sft: Path, tmp
     heads, tokenizer = library.classifier(str(reward_dir))
     with torch.inference_mode():
         score = reward(input_ids=torch.tensor([PROMPT])).logits[0].tolist()
-    np.testing.assert_allclose(await heads.outputs([PROMPT]), [score], atol=1e-4)
+    np.testing.assert_allclose((await heads.outputs([PROMPT])).value, [score], atol=1e-4)
     assert len(tokenizer) == 259
     library.engine.close()
 

@@ -94,7 +94,7 @@ def _reward(library: Library, spec: Any, sft: HFModel | None, baseline: HFModel 
 
     def classifier(path: str, **options: Any) -> Reward:
         heads, tokenizer = library.classifier(path)
-        return ClassifierReward(heads, tokenizer, **options)
+        return ClassifierReward(heads, tokenizer, max_context=heads.max_context, causal=heads.causal, **options)
 
     if spec is None or not spec:
         return None

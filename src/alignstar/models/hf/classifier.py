@@ -12,7 +12,7 @@ import torch
 
 from alignstar.engine import Engine
 from alignstar.models.hf.network import Network
-from alignstar.models.hf.rows import Row, RowRequest, RowWorker
+from alignstar.models.hf.rows import Row, RowRequest, RowWorker, Served
 from alignstar.types import Ids
 
 Outputs = list[list[float]]
@@ -56,14 +56,14 @@ class HFClassifier:
         network: Network,
         engine: Engine,
         *,
-        n_outputs: int,
+        labels: int,
         max_context: int | None,
         kv_tokens: int,
         max_tokens: int = 2048,
     ) -> None:
         self.network = network
         self.engine = engine
-        self.n_outputs = n_outputs
+        self.labels = labels
         self.max_context = max_context
         self.worker = RowWorker(network, kv_capacity=kv_tokens, max_tokens=max_tokens, read=read_outputs)
 
@@ -73,8 +73,8 @@ class HFClassifier:
         return self.network.name
 
     @property
-    def reuse_possible(self) -> bool:
-        """Whether the model is causal: texts that begin alike need not be read twice."""
+    def causal(self) -> bool:
+        """Whether texts that begin alike need not be read twice."""
         return self.network.causal
 
     @property
@@ -82,6 +82,6 @@ class HFClassifier:
         """Whether prefixes are reused (causal, and the load-time self-check passed)."""
         return self.network.reuse
 
-    async def outputs(self, texts: Sequence[Ids]) -> list[list[float]]:
-        """Head outputs [len(texts)][n_outputs] at each text's last token. Raises EngineError if a forward fails."""
-        return (await self.engine.ask(self.worker, ScoreRequest(texts))).value
+    async def outputs(self, texts: Sequence[Ids]) -> Served[list[list[float]]]:
+        """Head outputs [len(texts)][labels] at each text's last token. Raises EngineError if a forward fails."""
+        return await self.engine.ask(self.worker, ScoreRequest(texts))

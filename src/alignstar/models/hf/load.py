@@ -160,11 +160,11 @@ class Library:
         )
         return self._heads(network, head.out_features), self.tokenizer(path)
 
-    def _heads(self, network: Network, n_outputs: int) -> HFClassifier:
+    def _heads(self, network: Network, labels: int) -> HFClassifier:
         return HFClassifier(
             network,
             self.engine,
-            n_outputs=n_outputs,
+            labels=labels,
             max_context=context_limit(network.config),
             kv_tokens=self._room(network),
         )

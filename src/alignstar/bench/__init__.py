@@ -1,0 +1,1 @@
+"""What Alignstar is compared with, and the commands behind every figure."""
