@@ -64,6 +64,8 @@ def test_the_least_recently_used_goes_first_and_pinned_stays() -> None:
         cache.publish(lease, ids)
         cache.release(lease)
     pinned = cache.lease((1, 1, 1))
+    for used in ((2, 2, 2), (3, 3, 3)):  # the pinned one is now the least recently used of all
+        cache.release(cache.lease(used))
     newcomer = cache.lease((4, 4))
     cache.extend(newcomer, 2)
     assert len(slots_of(cache, (2, 2, 2))) == 0

@@ -208,7 +208,7 @@ class ContinueRequest(RowRequest[list[Continuation]]):
             token = int(np.argmax(scores))
             logp = float(every[token])
             second = np.partition(scores, -2)[-2] if len(scores) > 1 else -np.inf
-            near = bool(scores[token] - second <= tolerance)
+            near = bool(scores[token] - second <= tolerance / self.how.sampling.temperature)
         if self.how.top is not None:
             told = self._told(top)
             if told is None:
@@ -219,10 +219,10 @@ class ContinueRequest(RowRequest[list[Continuation]]):
         draw.ids.append(token)
         draw.logps.append(logp)
         draw.near_ties += near
-        draw.ended = self.how.stop_at_eos and token in self.vocabulary.eos_ids
+        draw.ended = token in self.vocabulary.eos_ids
 
     def _finished(self, draw: Draw) -> bool:
-        return draw.ended or len(draw.ids) >= self.how.max_new_tokens
+        return (draw.ended and self.how.stop_at_eos) or len(draw.ids) >= self.how.max_new_tokens
 
     def _result(self) -> list[Continuation]:
         made = [

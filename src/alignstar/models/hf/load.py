@@ -127,7 +127,7 @@ class Library:
         return self._classifiers[key]
 
     def _own_classifier(self, path: str) -> tuple[HFClassifier, PreTrainedTokenizerBase]:
-        from alignstar.rewards.checkpoint import open_classifier
+        from alignstar.models.hf.checkpoint import open_classifier
 
         check_checkpoint(path, "reward", adapter=is_adapter(path))
         opened, tokenizer = open_classifier(path, self.torch_dtype(), trust_remote_code=self.trust_remote_code)

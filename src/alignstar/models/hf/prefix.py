@@ -158,7 +158,9 @@ class PrefixCache:
     def _evict(self, count: int) -> None:
         """Forget at least `count` positions nobody needs."""
         while count > 0:
-            for leaf in sorted((n for n in self.tree.leaves() if n.refs == 0), key=lambda n: n.last_used):
+            leaves = sorted((n for n in self.tree.leaves() if n.refs == 0), key=lambda n: n.last_used)
+            assert leaves, "room was promised that is not there"
+            for leaf in leaves:
                 self.pool.give_back(leaf.slots)
                 self.tree.remove(leaf)
                 count -= len(leaf.tokens)
