@@ -1,0 +1,73 @@
+"""The options of the methods: type, bounds and meaning of each, in one place. No behaviour.
+
+A method's signature names these types; `alignstar.options` reads bounds and meanings from them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from annotated_types import Ge, Gt, Le, doc
+
+Role: TypeAlias = Literal["sft", "baseline"]
+
+MaxNewTokens: TypeAlias = Annotated[int, Ge(1), doc("most tokens in the response, end-of-sequence included")]
+Seed: TypeAlias = Annotated[int, doc("equal seeds give equal responses")]
+Model: TypeAlias = Annotated[Role | None, doc("which model decodes; none: sft where there is one, else baseline")]
+
+Temperature: TypeAlias = Annotated[float, Gt(0), doc("log-probabilities are divided by it before drawing")]
+TopK: TypeAlias = Annotated[Annotated[int, Ge(1)] | None, doc("draw from the so many most probable tokens; none: all")]
+TopP: TypeAlias = Annotated[float, Gt(0), Le(1), doc("draw from the smallest set of tokens with this probability")]
+Draws: TypeAlias = Annotated[int, Ge(1), doc("responses drawn")]
+
+K: TypeAlias = Annotated[int, Ge(1), doc("candidate tokens per step; at most the vocabulary")]
+Alpha: TypeAlias = Annotated[float, Gt(0), doc("a candidate's value is divided by it: small is strong")]
+Weight: TypeAlias = Annotated[float, Ge(0), doc("a candidate's value is multiplied by it")]
+OtherWeight: TypeAlias = Annotated[Annotated[float, Ge(0)] | None, doc("1/alpha, given instead of alpha")]
+ArgsStrategy: TypeAlias = Annotated[Literal["greedy", "stochastic"], doc("best score, or a draw from softmax(score/T)")]
+
+CandidateSource: TypeAlias = Annotated[Literal["baseline", "sft", "union"], doc("which model proposes candidates")]
+CandidateRule: TypeAlias = Annotated[
+    Literal["topk", "sample_without_replacement", "topp", "full"],
+    doc("k most probable; k drawn; of the k those within candidate_top_p; the whole vocabulary"),
+]
+CandidateTopP: TypeAlias = Annotated[float, Gt(0), Le(1), doc("probability to cover under candidate_rule=topp")]
+BasePolicy: TypeAlias = Annotated[
+    Literal["auto", "baseline", "sft", "pi_r"],
+    doc("whose log-probability is added; auto: baseline for direct and unnormalised, else pi_r"),
+]
+
+NumRollouts: TypeAlias = Annotated[int, Ge(1), doc("rollouts per candidate")]
+RolloutLen: TypeAlias = Annotated[
+    Annotated[int, Ge(0)] | Literal["auto"] | None,
+    doc("most tokens per rollout; auto: 20 direct, 5 indirect; none: to the end of the response"),
+]
+RolloutStrategy: TypeAlias = Annotated[
+    Literal["greedy", "sample", "checkpoint"], doc("checkpoint: as its generation config says")
+]
+RolloutModel: TypeAlias = Annotated[Role, doc("which model continues the candidates")]
+RolloutPastMax: TypeAlias = Annotated[bool, doc("rollouts keep their length beyond max_new_tokens")]
+
+Selection: TypeAlias = Annotated[Literal["greedy", "sample"], doc("best score, or a draw from softmax(score/T)")]
+StopOnEos: TypeAlias = Annotated[bool, doc("false: end-of-sequence is a token like any other")]
+RewardNorm: TypeAlias = Annotated[
+    str, doc("none, standardise(mean,std), sigmoid, clip(low,high) or candidate_zscore, before anything else")
+]
+RewardText: TypeAlias = Annotated[
+    Literal["reply", "verbatim"], doc("verbatim: prompt, fill and special tokens as they stand, no template")
+]
+
+Transfer: TypeAlias = Annotated[
+    Literal["auto", "direct", "indirect"], doc("auto: indirect where the baseline's reward is given or implicit")
+]
+IndirectMode: TypeAlias = Annotated[
+    Literal["snis", "unnormalised", "global"], doc("how rollouts are reweighted to the target reward")
+]
+Beta: TypeAlias = Annotated[float, Gt(0), doc("the KL strength that the baseline was trained with")]
+LogWeightClip: TypeAlias = Annotated[Annotated[float, Gt(0)] | None, doc("log-weights are clipped to +-this [nats]")]
+EssFloor: TypeAlias = Annotated[float, Ge(0), Le(1), doc("flatten weights until ESS/n reaches this")]
+ImplicitBaselineReward: TypeAlias = Annotated[bool, doc("the baseline's reward is beta log(baseline/sft)")]
+NormaliserRollouts: TypeAlias = Annotated[int, Ge(1), doc("rollouts from the prompt under indirect_mode=global")]
+
+ReturnBestRollout: TypeAlias = Annotated[bool, doc("return the best complete response seen in any rollout")]
+WinnerProtection: TypeAlias = Annotated[bool, doc("leave the last winner's rollout only for one at least as good")]
