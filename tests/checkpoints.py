@@ -51,10 +51,10 @@ def language_model(folder: Path, *, seed: int, with_tokenizer: Any = None, **cha
     return folder
 
 
-def classifier(folder: Path, *, seed: int) -> Path:
+def classifier(folder: Path, *, seed: int, **changes: Any) -> Path:
     """Write a sequence classifier with one output; its folder."""
     torch.manual_seed(seed)
-    model: Any = LlamaForSequenceClassification(config(num_labels=1, initializer_range=0.3))
+    model: Any = LlamaForSequenceClassification(config(num_labels=1, initializer_range=0.3, **changes))
     model.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder

@@ -7,6 +7,7 @@ business. Texts that begin alike share their beginning: the prompt, and the resp
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 
@@ -15,34 +16,60 @@ from alignstar.models.hf.network import Network
 from alignstar.models.hf.rows import Row, RowRequest, RowWorker, Served
 from alignstar.types import Ids
 
-Outputs = list[list[float]]
+Outputs = list[list[list[float]]]
+"""Head outputs [B][want][labels]."""
 
 
 def read_outputs(tensor: torch.Tensor) -> Outputs:
-    """Head outputs [B, 1, labels] as lists."""
-    return tensor[:, -1].to(torch.float64).cpu().tolist()
+    """Head outputs [B, want, labels] as lists."""
+    return tensor.to(torch.float64).cpu().tolist()
+
+
+def chains(texts: Sequence[Ids]) -> list[list[Ids]]:
+    """Different texts in groups, each text the beginning of the next one: a causal model reads a group in one row."""
+    groups: list[list[Ids]] = []
+    for text in sorted(set(texts)):  # in this order nothing comes between a text and what it begins, but its like
+        if groups and text[: len(groups[-1][-1])] == groups[-1][-1]:
+            groups[-1].append(text)
+        else:
+            groups.append([text])
+    return groups
 
 
 class ScoreRequest(RowRequest[list[list[float]]]):
-    """Head outputs at the last token of each text; equal texts are computed once."""
+    """Head outputs at the last token of each text; what equal texts and equal beginnings share is computed once."""
 
-    def __init__(self, texts: Sequence[Ids]) -> None:
+    def __init__(self, texts: Sequence[Ids], *, causal: bool) -> None:
         super().__init__()
         self.texts = list(texts)
+        self.causal = causal
         self.outputs: dict[Ids, list[float]] = {}
         # A text needs at most its own length; texts that share a beginning need less, which is found out row by row.
-        self.worst = sum(len(text) for text in dict.fromkeys(self.texts))
+        self.worst = sum(len(text) for text in set(self.texts))
 
     def begin(self, worker: RowWorker) -> None:
-        """One row per different text."""
-        for text in dict.fromkeys(self.texts):
-            worker.add(self, text, state=text)
-        if not self.texts:
-            self.answer([])
+        """Take what is remembered; one row per chain of the other texts."""
+        different = dict.fromkeys(self.texts)
+        if worker.cache is not None:
+            for text in different:
+                worker.cache.follow(text, lambda note, text=text: self._recall(text, note))
+        left = [text for text in different if text not in self.outputs]
+        for chain in chains(left) if self.causal else [[text] for text in left]:
+            longest = chain[-1]
+            worker.add(self, longest, want=len(longest) - len(chain[0]) + 1, state=chain)
+        if not left:
+            self.answer([self.outputs[text] for text in self.texts])
+
+    def _recall(self, text: Ids, note: object) -> None:
+        assert isinstance(note, list)
+        self.outputs.setdefault(text, cast("list[float]", note))
 
     def advance(self, worker: RowWorker, row: Row, outputs: Outputs, index: int) -> None:
         """Keep the outputs; answer when every text has its own."""
-        self.outputs[row.state] = outputs[index]
+        for text in row.state:
+            back = len(row.ids) - len(text)
+            self.outputs[text] = outputs[index][-1 - back]
+            row.notes[len(text) - 1] = self.outputs[text]
         worker.finish(row)
         if not self.rows:
             self.answer([self.outputs[text] for text in self.texts])
@@ -84,4 +111,4 @@ class HFClassifier:
 
     async def outputs(self, texts: Sequence[Ids]) -> Served[list[list[float]]]:
         """Head outputs [len(texts)][labels] at each text's last token. Raises EngineError if a forward fails."""
-        return await self.engine.ask(self.worker, ScoreRequest(texts))
+        return await self.engine.ask(self.worker, ScoreRequest(texts, causal=self.network.causal))

@@ -29,7 +29,7 @@ class Readout(Protocol):
     """Runs the module and reads the last positions of every row."""
 
     def __call__(self, run: Callable[..., Any], want: int) -> torch.Tensor:
-        """`run(**extra)` runs the module; returns [B, want, V] for language models, [B, 1, labels] for classifiers."""
+        """`run(**extra)` runs the module; returns [B, want, V] for language models, [B, want, labels] for heads."""
         ...
 
 
@@ -47,14 +47,14 @@ class LogitsReadout:
 
 
 class HeadReadout:
-    """The outputs of a linear head on the last position's hidden state of a backbone."""
+    """The outputs of a linear head on the last positions' hidden states of a causal backbone."""
 
     def __init__(self, head: torch.nn.Module) -> None:
         self.head = head
 
     def __call__(self, run: Callable[..., Any], want: int) -> torch.Tensor:
-        """Head outputs [B, 1, labels]."""
-        return self.head(run().last_hidden_state[:, -1:])
+        """Head outputs [B, want, labels]."""
+        return self.head(run().last_hidden_state[:, -want:])
 
 
 class PooledReadout:
