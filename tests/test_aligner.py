@@ -297,8 +297,9 @@ async def test_a_reader_that_goes_away_ends_the_request():
 @pytest.mark.parametrize("at", range(12))
 async def test_cancelling_anywhere_cancels_the_models_calls(at):
     model = Held(at=at)
-    task = asyncio.create_task(make(baseline=model).agenerate("A", max_new_tokens=4, k=3, rollout_len=2))
-    await model.reached.wait()
+    request = make(baseline=model).agenerate("A", max_new_tokens=4, k=3, rollout_len=2, acceleration="off")
+    task = asyncio.create_task(request)
+    await asyncio.wait_for(model.reached.wait(), 20)
     assert model.inside > 0
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -6,9 +6,9 @@ with `generate`: nothing is reused, nothing is batched across prompts. It shares
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -21,12 +21,15 @@ class Judge:
     tokenizer: Any
 
     def __call__(self, texts: Sequence[str]) -> torch.Tensor:
-        """Scores [len(texts)] at each text's last token, special tokens added once more by the tokenizer's plain call.
+        """Scores [len(texts)] of texts, special tokens added once more by the tokenizer's plain call."""
+        return self.of_ids([self.tokenizer(text)["input_ids"] for text in texts])
+
+    def of_ids(self, ids: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Scores [len(ids)] at each text's last token.
 
         transformers itself looks for the last token that is not padding, and so scores the wrong position of a text
-        that ends with EOS where EOS is also the padding; the last token is told by the attention mask here.
+        that ends with EOS where EOS is also the padding; here the attention mask tells which token is the last.
         """
-        ids = [self.tokenizer(text)["input_ids"] for text in texts]
         width = max(map(len, ids))
         tokens = torch.zeros(len(ids), width, dtype=torch.long)
         mask = torch.zeros(len(ids), width, dtype=torch.long)
@@ -37,25 +40,26 @@ class Judge:
         return self.model.score(hidden[torch.arange(len(ids)), mask.sum(1) - 1])[:, 0]
 
 
+Rewards: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
+"""Scores [k] of k rows of token ids [k, tokens], prompt and rollout included."""
+
+
 def naive_transfer_q(
     model: Any,
-    tokenizer: Any,
-    prompt: str,
+    prompt_ids: Sequence[int],
+    rewards: Rewards,
     *,
-    target: Judge,
-    source: Judge | None = None,
     k: int = 10,
     weight: float = 1.0,
     rollout_len: int = 20,
     max_new_tokens: int = 128,
+    pad: int = 0,
 ) -> list[int]:
     """Token ids of the response, always `max_new_tokens` of them.
 
-    `source` makes it indirect: a candidate's reward is then exp(0.5 (r_target - r_source)) r_target.
+    Rollouts decode as the model's generation config says; one that ends early is filled with `pad` up to the longest.
     """
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    ids = torch.tensor([tokenizer(prompt)["input_ids"]])
-    start = ids.shape[1]
+    ids = torch.tensor([list(prompt_ids)])
     with torch.inference_mode():
         for _ in range(max_new_tokens):
             logits, candidates = torch.topk(model(input_ids=ids).logits[0, -1], k)
@@ -63,10 +67,23 @@ def naive_transfer_q(
             ahead = model.generate(
                 rows, attention_mask=torch.ones_like(rows), max_new_tokens=rollout_len, pad_token_id=pad
             )
-            texts = tokenizer.batch_decode(ahead, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-            rewards = target(texts)
-            if source is not None:
-                rewards = torch.exp(0.5 * (rewards - source(texts))) * rewards
-            best = torch.argmax(logits + weight * rewards)
+            best = torch.argmax(logits + weight * rewards(ahead))
             ids = torch.cat([ids, candidates[best].reshape(1, 1)], dim=1)
-    return ids[0, start:].tolist()
+    return ids[0, len(prompt_ids) :].tolist()
+
+
+def official(
+    model: Any, tokenizer: Any, prompt: str, *, target: Judge, source: Judge | None = None, **options: int
+) -> list[int]:
+    """The published program: texts with every special token in them, judged as they stand.
+
+    `source` makes it indirect: a candidate's reward is then exp(0.5 (r_target - r_source)) r_target.
+    """
+
+    def rewards(rows: torch.Tensor) -> torch.Tensor:
+        texts = tokenizer.batch_decode(rows, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        scores = target(texts)
+        return scores if source is None else torch.exp(0.5 * (scores - source(texts))) * scores
+
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return naive_transfer_q(model, tokenizer(prompt)["input_ids"], rewards, pad=pad, **options)

@@ -1,0 +1,99 @@
+"""The command `alignstar`: chooses the subcommand, imports that one file, turns errors into a sentence and a status.
+
+Knows no subcommand's options. Until one is chosen only typer is imported: no numpy, no pydantic, no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+from alignstar import __version__
+from alignstar.errors import AlignstarError, UserError
+
+COMMANDS = {
+    "demo": "Decode held-out prompts with every method on the embedded models; a table of reward, KL and cost.",
+    "methods": "What methods there are: paper, needs, cost; or one method's options.",
+    "generate": "Decode prompts with your own models, reward and method.",
+    "theory": "Check Theorem 1 on random tabular worlds, by enumeration.",
+    "bench": "The comparisons behind the figures: the same decoding done in several ways, cost and identity.",
+}
+"""Subcommand -> its line in the help. The function of the same name lies in the file of the same name."""
+
+_EXTRAS = {
+    "hf": ("torch", "transformers", "safetensors", "tokenizers", "peft"),
+    "train": ("trl", "accelerate", "datasets"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The console script. Exit status: 0 done, 1 failed, 2 bad input, 130 interrupted.
+
+    An error of ours is one sentence on stderr; any other exception is a fault of the package and keeps its traceback.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    _quiet_libraries()
+    try:
+        build(given)(given, prog_name="alignstar")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except AlignstarError as error:
+        _fail(str(error), status=2 if isinstance(error, UserError) else 1)
+    except ImportError as error:
+        missing = (error.name or "").partition(".")[0]
+        extra = next((name for name, modules in _EXTRAS.items() if missing in modules), None)
+        if extra is None:
+            raise
+        _fail(f"The {extra} backend needs {missing}. Install it with: pip install 'alignstar[{extra}]'.", status=2)
+    sys.exit(0)
+
+
+def _quiet_libraries() -> None:
+    """Standard error is for our sentences; what libraries draw there is for people who watch. Read when they load."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def build(arguments: Sequence[str]) -> typer.Typer:
+    """The application for these arguments: the subcommand that their first plain word names is imported, no other."""
+    app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+    app.callback()(_top_level)
+    chosen = next((word for word in arguments if not word.startswith("-")), None)
+    for name, line in COMMANDS.items():
+        function = _command(name) if name == chosen else _not_chosen
+        app.command(name, short_help=line)(function)
+    return app
+
+
+def _command(name: str) -> Callable[..., None]:
+    return getattr(importlib.import_module(f"alignstar.cli.{name}"), name)
+
+
+def _not_chosen() -> None:
+    """Stands in the help's list for a command that this call does not run."""
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"alignstar {__version__}")
+        raise typer.Exit
+
+
+def _top_level(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    """Aligns a language model's output while it decodes."""
+
+
+def _fail(message: str, *, status: int) -> NoReturn:
+    typer.echo(" ".join(message.split()), err=True)
+    sys.exit(status)

@@ -1,0 +1,86 @@
+"""`alignstar methods`: the table of methods, or one method's options. Loads no model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from alignstar.methods import METHODS, resolve
+
+
+def methods(
+    name: Annotated[str | None, typer.Argument(help="A method, to see its options.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per method (or option).")] = False,
+) -> None:
+    """What methods there are: paper, needs, cost; or one method's options."""
+    rows = _methods() if name is None else _options(name)
+    if as_json:
+        for row in rows:
+            typer.echo(json.dumps(row))
+    elif name is None:
+        _print_methods(rows)
+    else:
+        _print_options(name, rows)
+
+
+def _methods() -> list[dict[str, object]]:
+    return [
+        {
+            "method": name,
+            "summary": entry.summary,
+            "paper": entry.paper,
+            "needs": entry.needs,
+            "streams": entry.streams,
+            "cost": entry.cost,
+        }
+        for name, entry in METHODS.items()
+    ]
+
+
+def _options(name: str) -> list[dict[str, object]]:
+    resolve(name)
+    # A method's own file needs numpy: only this form of the command reads it.
+    from alignstar.options import describe
+
+    return [dict(option) for option in describe(name)]
+
+
+def _print_methods(rows: list[dict[str, object]]) -> None:
+    console = Console()
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_lines=True)
+    table.add_column("method", no_wrap=True, style="bold")
+    table.add_column("what it does, needs and costs")
+    for row in rows:
+        details = Text(f"{row['summary']}\n")
+        for key in ("paper", "needs", "streams", "cost"):
+            details.append(f"{key} ", style="dim").append(f"{row[key]}  ")
+        table.add_row(str(row["method"]), details)
+    console.print(table)
+    console.print(
+        "Cost in tokens per prompt: P prompt, T response, L rollout; k candidates, n rollouts, N responses.",
+        style="dim",
+    )
+
+
+def _print_options(name: str, rows: list[dict[str, object]]) -> None:
+    entry = METHODS[name]
+    console = Console()
+    console.print(f"{name}: {entry.summary}. Paper: {entry.paper}. Needs: {entry.needs}.", markup=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in rows[0] if rows else ():
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(row, column) for column in row))
+    console.print(table)
+    console.print("Pass one as -o name=value.", style="dim")
+
+
+def _cell(row: Mapping[str, object], column: str) -> Text:
+    return Text("" if row[column] is None and column != "default" else str(row[column]))

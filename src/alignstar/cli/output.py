@@ -1,0 +1,90 @@
+"""Files that a command writes line by line: checked before work starts, kept when it is interrupted."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from alignstar.errors import OptionError
+
+
+class Sink(Protocol):
+    """Takes one JSON object per call."""
+
+    def __call__(self, row: Mapping[str, Any]) -> None:
+        """Write `row` as one line, at once."""
+        ...
+
+
+def json_line(row: Mapping[str, Any]) -> str:
+    """`row` as one line of strict JSON; numbers that are not finite become null."""
+    return json.dumps(_finite(row), ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    match value:
+        case float() if not math.isfinite(value):
+            return None
+        case Mapping():
+            return {key: _finite(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_finite(item) for item in value]
+        case _:
+            return value
+
+
+def check_writable(path: str, *, option: str) -> None:
+    """Raise OptionError unless the file `path` can be created or replaced."""
+    target = Path(path)
+    created = not target.exists()
+    try:
+        target.open("a").close()
+    except OSError as error:
+        raise OptionError(f"{option} {path!r} cannot be written ({error.strerror}); choose another file.") from error
+    if created:
+        target.unlink()
+
+
+@contextmanager
+def json_lines_file(path: str | None, *, option: str) -> Generator[Sink]:
+    """A sink of JSON lines into `path` (None: into nothing).
+
+    Lines go to `path`.partial, which takes `path`'s place at the end, and also after an error or Ctrl-C if a line was
+    written: what is finished is kept, and a run that fails before its first line leaves an older file alone. A path
+    that is no plain file (/dev/stdout) is written directly. Raises OptionError, on entry, where nothing can be written.
+    """
+    if path is None:
+        yield _discard
+        return
+    check_writable(path, option=option)
+    target = Path(path)
+    direct = target.exists() and not target.is_file()
+    working = target if direct else target.with_name(target.name + ".partial")
+    file = working.open("w", encoding="utf-8")
+    written = 0
+
+    def write(row: Mapping[str, Any]) -> None:
+        nonlocal written
+        file.write(json_line(row) + "\n")
+        file.flush()
+        written += 1
+
+    finished = False
+    try:
+        yield write
+        finished = True
+    finally:
+        file.close()
+        if not direct and (finished or written):
+            os.replace(working, target)
+        elif not direct:
+            working.unlink()
+
+
+def _discard(row: Mapping[str, Any]) -> None:
+    """No file was asked for."""

@@ -1,0 +1,43 @@
+"""A progress bar on standard error, on a terminal only: a pipe sees nothing of it."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A running progress bar."""
+
+    progress: Progress
+    task: TaskID
+
+    def now(self, doing: str) -> None:
+        """Say what is being done."""
+        self.progress.update(self.task, description=doing)
+
+    def advance(self) -> None:
+        """One more is done."""
+        self.progress.advance(self.task)
+
+
+@contextmanager
+def progress_bar(*, total: int, doing: str = "") -> Generator[Bar]:
+    """A bar that counts to `total` and leaves no trace."""
+    console = Console(stderr=True)
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    with progress:
+        yield Bar(progress, progress.add_task(doing, total=total))

@@ -1,0 +1,1 @@
+"""Measuring methods: statistics of paired results."""

@@ -1,0 +1,21 @@
+"""Every fault in tests/mutants is noticed by the tests that claim to notice it."""
+
+from __future__ import annotations
+
+import faulthandler
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+def test_no_mutant_survives(capfd: pytest.CaptureFixture[str]):
+    faulthandler.cancel_dump_traceback_later()  # hundreds of tests in one: each mutant has its own time limit
+    with capfd.disabled():
+        print()
+        done = subprocess.run([sys.executable, ROOT / "scripts" / "mutants.py"], cwd=ROOT, check=False)
+    assert done.returncode == 0
