@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 import alignstar
 import checkpoints
 from alignstar.aligner import Aligner
-from alignstar.errors import RewardError
+from alignstar.errors import PromptError, RewardError
 
 ASK: dict[str, Any] = {"method": "transfer-q", "k": 3, "rollout_len": 5, "max_new_tokens": 6}
 
@@ -106,3 +107,13 @@ def test_twice_in_a_row_and_under_a_running_loop(aligner: Aligner) -> None:
         return aligner.generate("Where?", **ASK).ids  # the plain call while a loop runs in this thread
 
     assert asyncio.run(notebook()) == first.ids == aligner.generate("Where?", **ASK).ids
+
+
+def test_a_prompt_too_long_for_the_reward_is_refused_or_cut(folders: dict[str, str], tmp_path: Path) -> None:
+    small = checkpoints.classifier(tmp_path / "small", seed=3, max_position_embeddings=24)
+    long = "The kettle leaks all over my kitchen."
+    with alignstar.load(**{**folders, "reward": f"0.5*{small}|clip:-1,1"}, device="cpu") as aligner:
+        with pytest.raises(PromptError, match=r"for the reward .*small and 6 may follow, but it reads 24"):
+            aligner.generate(long, **ASK)
+        assert aligner.generate(long, **ASK, truncate="left").reward is not None
+        assert aligner.generate("Short", **ASK).reward is not None

@@ -25,6 +25,7 @@ from alignstar.methods.roles import models_used
 from alignstar.models import Sampler, TokenModel
 from alignstar.options import RoleNeed, complete, roles
 from alignstar.rewards import Reward, Scorer
+from alignstar.rewards.limits import reading
 from alignstar.streaming import AsyncStream, Emit, Reader, Stream
 from alignstar.text import Codec, Stops
 from alignstar.types import Ids, Message, Prompt, Response, Step
@@ -233,12 +234,19 @@ class Aligner:
         """The prompt, cut at its left where that was asked for. Raises PromptError where it does not fit."""
         if truncate not in (None, "left"):
             raise OptionError(f"truncate={truncate!r} must be 'left' or none; leave it out to refuse long prompts.")
+        following = _may_follow(options)
+        for role, reward in self.rewards.items():
+            for name, length, limit in reading(reward, prompt):
+                if truncate is None and length + following > limit:
+                    raise PromptError(
+                        f"The prompt has {length} tokens for the {role.replace('_', ' ')} {name} and {following} may "
+                        f"follow, but it reads {limit}; shorten it, lower max_new_tokens, or cut it with truncate=left."
+                    )
         limits = {name: m.max_context for role, m in self.models.items() if role in used for name in [m.name]}
         known = {name: limit for name, limit in limits.items() if limit is not None}
         if not known:
             return prompt
         name = min(known, key=lambda n: known[n])
-        following = _may_follow(options)
         if len(prompt.ids) + following <= known[name]:
             return prompt
         if truncate == "left" and known[name] > following:

@@ -80,6 +80,7 @@ class ClassifierReward:
         self.name = heads.name
         self.range: tuple[float, float] | None = None
         self.end_of_turn = end_of_turn
+        self.max_context = max_context
         self._heads = heads
         self._causal = causal
         self._factors = _factors(heads, output, weights)

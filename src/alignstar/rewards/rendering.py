@@ -77,6 +77,10 @@ class Rendering:
             raise self._too_long(len(self._read(_without_beginning(prompt.messages, cut), reply)))
         return self._read(_without_beginning(prompt.messages, cut), reply)
 
+    def shortest(self, prompt: Prompt) -> int:
+        """Tokens that the prompt and an empty reply take, uncut."""
+        return len(self._read(prompt.messages, Reply(text="", complete=True)))
+
     def text(self, messages: Sequence[Message], reply: Reply) -> str:
         """The text that is tokenised."""
         closed = self._end_of_turn == "always" or (self._end_of_turn == "complete" and reply.complete)
