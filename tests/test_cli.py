@@ -112,6 +112,16 @@ def test_responses_are_json_objects_in_order(run: Run, folder: Path, tmp_path: P
     assert [s["prompt_index"] for s in steps] == [i for i, row in enumerate(rows) for _ in row["response_ids"]]
 
 
+def test_stats_say_how_many_candidates_were_certified_away(run: Run, folder: Path):
+    # k=2, and a reward of a range so small that the more probable candidate wins whatever it is.
+    small = ("-o", "reward_norm=clip(0,1)", "-o", "alpha=1e6", "-o", "transfer=direct")
+    ran = run(*base(folder), *TRANSFER, *small, "--prompt", "a", "--json", "--stats")
+    assert ran.status == 0
+    steps = len(json.loads(ran.out)["response_ids"])
+    assert ran.err.startswith(f"{2 * steps} candidates, {steps} (50.0%) certified away; {steps} of {steps} steps")
+    assert run(*base(folder), *TRANSFER, "--prompt", "a", "--json").err == ""
+
+
 def test_text_goes_to_standard_output_and_costs_to_standard_error(run: Run, folder: Path):
     ran = run("generate", "--sft", folder / "sft", "--method", "greedy", "--max-new-tokens", "3", "--prompt", "a")
     assert ran.status == 0

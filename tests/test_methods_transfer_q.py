@@ -311,7 +311,7 @@ async def test_cost_in_closed_form(k, length, steps):
         done = await steps_of(
             transfer_q(
                 PROMPT, baseline=endless(), reward=scorer(ToyReward(), 6), k=k, rollout_len=length,
-                rollout_past_max=True, max_new_tokens=steps,
+                rollout_past_max=True, max_new_tokens=steps, acceleration="off",
             )
         )  # fmt: skip
     usage = meter.usage()

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import alignstar
 import checkpoints
-from alignstar.bench.naive import Judge, naive_transfer_q
+from alignstar.bench.naive import Judge, official
 
 PROMPTS = ("Where?", "a", "It leaks.")
 TOKENS = 7
@@ -56,7 +56,7 @@ def test_preset_equals_the_published_loop(transfer: str, padding: str, tmp_path:
         responses = aligner.generate_many(PROMPTS, preset=f"official-{transfer}", max_new_tokens=TOKENS)
     ended = 0
     for prompt, response in zip(PROMPTS, responses, strict=True):
-        expected = naive_transfer_q(
+        expected = official(
             model,
             tokenizer,
             prompt,

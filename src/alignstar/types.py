@@ -98,6 +98,9 @@ class Usage:
     the request had not itself pushed before; `sequential_steps` the longest chain of its dependent language-model
     forwards; `rm_tokens` positions pushed through reward models; `rm_calls` replies scored; `near_ties`, `nan_rewards`.
 
+    `candidates` counts the candidate tokens of a search's steps, `certified` those that were left without a reward
+    because no reward in its declared range could have made them win.
+
     Circumstance: `cached_tokens` that others had already computed, `recomputed_tokens` that had to be computed again
     (eviction, a model without reuse), `discarded_tokens` of speculation thrown away, `lm_calls` forwards taken part in,
     `peak_kv_tokens` the most KV positions that the engine held while serving it, `wall_s` seconds.
@@ -109,6 +112,8 @@ class Usage:
     rm_calls: int = 0
     near_ties: int = 0
     nan_rewards: int = 0
+    candidates: int = 0
+    certified: int = 0
     cached_tokens: int = 0
     recomputed_tokens: int = 0
     discarded_tokens: int = 0

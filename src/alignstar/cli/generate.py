@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
 import typer
@@ -49,6 +49,7 @@ Truncate = Annotated[Literal["left"] | None, _flag("Prompts", help="Cut a prompt
 AsJson = Annotated[bool, _flag("Output", "--json", help="One JSON object per response.")]
 Out = Annotated[str | None, _flag("Output", help="Write the JSON lines to this file too.")]
 Trace = Annotated[str | None, _flag("Output", help="Write every step to this file, as JSON lines.")]
+Stats = Annotated[bool, _flag("Output", "--stats", help="Say in the end how many candidates needed no reward.")]
 Concurrency = Annotated[int, _flag("Output", help="Prompts decoded together.", min=1)]
 
 
@@ -73,6 +74,7 @@ def generate(
     json: AsJson = False,
     out: Out = None,
     trace: Trace = None,
+    stats: Stats = False,
     concurrency: Concurrency = 16,
 ) -> None:
     """Decode prompts with your own models, reward and method.
@@ -99,8 +101,12 @@ def generate(
         bar = stack.enter_context(progress_bar(total=len(requests), doing=name))
         how = {"preset": preset, "stop": stop or (), "chat": chat, "truncate": truncate, **options}
         responses = aligner.generate_as_completed(requests, method=name, concurrency=concurrency, **how)
+        search = Search()
+        if stats:
+            stack.callback(search.tell)
 
         def finish(index: int, response: Response) -> None:
+            search.add(response)
             row = _row(requests[index], response)
             write(row)
             for step in response.steps:
@@ -112,6 +118,31 @@ def generate(
             bar.advance()
 
         _in_order(responses, finish)
+
+
+@dataclass(slots=True)
+class Search:
+    """What a run's methods did with their candidates."""
+
+    candidates: int = 0
+    certified: int = 0
+    steps: int = 0
+    alone: int = 0
+
+    def add(self, response: Response) -> None:
+        """Count a response's."""
+        self.candidates += response.usage.candidates
+        self.certified += response.usage.certified
+        self.steps += len(response.steps)
+        self.alone += sum(len(step.considered) == 1 for step in response.steps)
+
+    def tell(self) -> None:
+        """Print one line on stderr."""
+        line = (
+            f"{self.candidates:,} candidates, {self.certified:,} ({self.certified / max(1, self.candidates):.1%}) "
+            f"certified away; {self.alone:,} of {self.steps:,} steps without a rollout beside the greedy one"
+        )
+        Console(stderr=True).print(line, style="dim", highlight=False, soft_wrap=True)
 
 
 def _method(method: str | None, preset: str | None, options: Mapping[str, Any]) -> str:

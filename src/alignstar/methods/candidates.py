@@ -55,6 +55,10 @@ class CandidateRule:
             return Candidates(ids=(int(best.ids[0]),), logps=best.logps, near_ties=near_ties + best.near_tie)
         return Candidates(ids=tuple(ids[i] for i in kept), logps=logps[kept], near_ties=near_ties)
 
+    def kept(self, best: Top, tolerance: float) -> Top:
+        """Those of a state's best tokens that the rule takes ("sample_without_replacement" has another way)."""
+        return nucleus(best, self.top_p, tolerance) if self.rule == "topp" else best
+
     async def _proposed(self, source: TokenModel, state: Ids, step: int) -> Top:
         if self.rule == "full":
             return await source.top_next(state)
@@ -62,8 +66,7 @@ class CandidateRule:
             everything = await source.top_next(state)
             noise = Noise(seed=self.seed, purpose="candidates", step=step)
             return gumbel_top_k(everything, self.k, noise, source.vocab_size, source.tie_tolerance)
-        top = await source.top_next(state, self.k)
-        return nucleus(top, self.top_p, source.tie_tolerance) if self.rule == "topp" else top
+        return self.kept(await source.top_next(state, self.k), source.tie_tolerance)
 
 
 def gumbel_top_k(everything: Top, k: int, noise: Noise, vocab_size: int, tolerance: float) -> Top:

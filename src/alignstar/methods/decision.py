@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from alignstar.methods.candidates import Candidates
-from alignstar.methods.selection import Choice, choose, weighted
+from alignstar.methods.selection import Choice, choose, perturbed, weighted
 from alignstar.methods.transfer import Valued
 from alignstar.methods.values import candidate_zscore
 from alignstar.models import Continuation
@@ -45,17 +45,29 @@ class Decision:
             scores = np.where(tq >= tq[candidates.ids.index(protected[0])], scores, -np.inf)
         return scores
 
+    @property
+    def score_tolerance(self) -> float:
+        """Two scores closer than this are a near tie [nats]."""
+        return self.tolerance * (1.0 + self.weight + (2.0 / self.beta if self.with_m else 0.0))
+
     def choice(self, scores: Array, candidates: Candidates, step: int) -> Choice:
         """The candidate that is emitted."""
         return choose(
             scores,
             candidates.logps,
             candidates.ids,
-            noise=Noise(seed=self.seed, purpose="select", step=step),
+            noise=self._noise(step),
             temperature=self.temperature,
-            tolerance=self.tolerance * (1.0 + self.weight + (2.0 / self.beta if self.with_m else 0.0)),
+            tolerance=self.score_tolerance,
             base_tolerance=self.tolerance,
         )
+
+    def maximised(self, scores: Array, ids: Sequence[int], step: int) -> Array:
+        """What `choice` takes the arg-max of [c]: the scores, or scores / temperature plus each candidate's noise."""
+        return perturbed(scores, ids, noise=self._noise(step), temperature=self.temperature)
+
+    def _noise(self, step: int) -> Noise:
+        return Noise(seed=self.seed, purpose="select", step=step)
 
 
 def considered(

@@ -69,5 +69,14 @@ EssFloor: TypeAlias = Annotated[float, Ge(0), Le(1), doc("flatten weights until 
 ImplicitBaselineReward: TypeAlias = Annotated[bool, doc("the baseline's reward is beta log(baseline/sft)")]
 NormaliserRollouts: TypeAlias = Annotated[int, Ge(1), doc("rollouts from the prompt under indirect_mode=global")]
 
+Acceleration: TypeAlias = Annotated[
+    Literal["auto", "off"], doc("auto: what is proven to give the same tokens, where it applies; off: every candidate")
+]
+Skip: TypeAlias = Annotated[bool, doc("skip candidates that a reward of known range cannot make win")]
+Window: TypeAlias = Annotated[int, Ge(1), doc("positions decided together while the most probable token wins")]
+Wave: TypeAlias = Annotated[
+    Annotated[int, Ge(1)] | None, doc("candidates evaluated before the others are reconsidered")
+]
+
 ReturnBestRollout: TypeAlias = Annotated[bool, doc("return the best complete response seen in any rollout")]
 WinnerProtection: TypeAlias = Annotated[bool, doc("leave the last winner's rollout only for one at least as good")]

@@ -23,6 +23,17 @@ def weighted(values: Array, weight: float) -> Array:
     return np.where(np.isneginf(values), -np.inf, weight * np.where(np.isneginf(values), 0.0, values))
 
 
+def perturbed(scores: Array, ids: Sequence[int], *, noise: Noise, temperature: float | None) -> Array:
+    """What a selection maximises [c]: `scores`, or at a temperature scores / temperature plus Gumbel noise.
+
+    The noise is keyed by each candidate's token id, so it does not depend on which other candidates there are.
+    """
+    if temperature is None:
+        return scores
+    gumbel = np.array([replace(noise, candidate=z).gumbel(0, 1)[0] for z in ids])
+    return scores / temperature + gumbel
+
+
 def choose(
     scores: Array,
     logps: Array,
@@ -36,12 +47,12 @@ def choose(
     """Arg-max of `scores` (`temperature` None), or a draw from softmax(scores / temperature) over the candidates.
 
     Ties go to the higher `logps`, then to the lower id. Where every score is -inf (no usable reward) the most probable
-    candidate is taken. The draw is an arg-max with Gumbel noise keyed by each candidate's token id, so it does not
-    depend on which other candidates there are. `tolerance` and `base_tolerance` are those of scores and of `logps`.
+    candidate is taken. The draw is the arg-max of `perturbed`. `tolerance` and `base_tolerance` are those of scores and
+    of `logps`.
     """
     if np.all(np.isneginf(scores)):
         return Choice(index=stable_argmax(logps, logps, ids), near_tie=near_tie(logps, base_tolerance))
+    maximised = perturbed(scores, ids, noise=noise, temperature=temperature)
     if temperature is not None:
-        gumbel = np.array([replace(noise, candidate=z).gumbel(0, 1)[0] for z in ids])
-        scores, tolerance = scores / temperature + gumbel, tolerance / temperature
-    return Choice(index=stable_argmax(scores, logps, ids), near_tie=near_tie(scores, tolerance))
+        tolerance /= temperature
+    return Choice(index=stable_argmax(maximised, logps, ids), near_tie=near_tie(maximised, tolerance))

@@ -83,6 +83,10 @@ class TransferRule:
             for r, w in zip(np.split(rewards, ends), np.split(log_weights, ends), strict=True)
         ]
 
+    async def scored(self, prompt: Prompt, responses: Sequence[Ids]) -> Array:
+        """Normalised rewards of responses, in order."""
+        return await self._scored(self.reward, prompt, responses)
+
     async def _measured(self, prompt: Prompt, rows: Sequence[tuple[Ids, Continuation]]) -> tuple[Array, Array]:
         """Rewards and log [rho_r(tau|s,z) M(s,z) / q(tau|s,z)] [nats] of (response so far, rollout) rows.
 
@@ -91,7 +95,7 @@ class TransferRule:
         responses = [response + rollout.ids for response, rollout in rows]
         how = self.indirect
         if how is None:
-            return await self._scored(self.reward, prompt, responses), np.zeros(len(rows))
+            return await self.scored(prompt, responses), np.zeros(len(rows))
         scorers = [self.reward] if how.baseline_reward is None else [self.reward, how.baseline_reward]
         scores = await together([self._scored(scorer, prompt, responses) for scorer in scorers])
         ratios = await together([self._log_ratio(how.law, prompt.ids + done, rollout) for done, rollout in rows])

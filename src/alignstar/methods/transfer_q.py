@@ -17,9 +17,11 @@ from alignstar.meter import current_meter
 from alignstar.methods import parameters as p
 from alignstar.methods.candidates import CandidateRule
 from alignstar.methods.decision import BestSeen, Decision, considered
+from alignstar.methods.lazy import Lazy, applies
 from alignstar.methods.roles import required
 from alignstar.methods.rollouts import RolloutRule, rollout_sampling
 from alignstar.methods.transfer import Indirect, TransferRule
+from alignstar.methods.values import norm_range
 from alignstar.methods.values import reward_norm as norm_of
 from alignstar.models import TokenModel
 from alignstar.rewards import Scorer
@@ -57,6 +59,7 @@ async def algorithm_1(
         protected = futures[choice.index][0].ids[:1] if winner_protection else ()
         near_ties = candidates.near_ties + sum(r.near_ties for drawn in futures for r in drawn) + choice.near_tie
         current_meter().add("near_ties", near_ties)
+        current_meter().add("candidates", len(candidates.ids))
         finish: FinishReason | None = None
         if rollouts.stop_on_eos and z in rollouts.model.eos_ids:
             finish = "stop"
@@ -93,7 +96,8 @@ def transfer_q(
     log_weight_clip: p.LogWeightClip = 20.0, ess_floor: p.EssFloor = 0.0,
     implicit_baseline_reward: p.ImplicitBaselineReward = False, normaliser_rollouts: p.NormaliserRollouts = 16,
     stop_on_eos: p.StopOnEos = True, return_best_rollout: p.ReturnBestRollout = False,
-    winner_protection: p.WinnerProtection = False, max_new_tokens: p.MaxNewTokens = 128, seed: p.Seed = 0,
+    winner_protection: p.WinnerProtection = False, acceleration: p.Acceleration = "auto", skip: p.Skip = True,
+    window: p.Window = 8, wave: p.Wave = None, max_new_tokens: p.MaxNewTokens = 128, seed: p.Seed = 0,
 ) -> AsyncGenerator[Step, None]:  # fmt: skip
     """Transfer Q* from its options. Raises OptionError and NeedsError for what does not go together."""
     given_or_implicit = baseline_reward is not None or implicit_baseline_reward
@@ -119,21 +123,27 @@ def transfer_q(
         beta=beta, log_weight_clip=log_weight_clip, ess_floor=ess_floor, normaliser_rollouts=normaliser_rollouts,
     ) if indirect else None  # fmt: skip
     sources = [model(role) for role in (("baseline", "sft") if candidate_source == "union" else (candidate_source,))]
+    proposals = CandidateRule(
+        sources=sources, base=base, rule=candidate_rule, k=k, top_p=candidate_top_p, seed=seed
+    )  # fmt: skip
+    valuing = TransferRule(
+        reward=reward, verbatim=reward_text == "verbatim", norm=norm_of(reward_norm),
+        rollouts=rollouts, indirect=reweighted,
+    )  # fmt: skip
+    decision = Decision(
+        weight=1.0 / alpha if weight is None else weight, with_m=base_policy == "pi_r", beta=beta,
+        temperature=None if selection == "greedy" else selection_temperature,
+        zscore=reward_norm == "candidate_zscore", tolerance=base.tie_tolerance, seed=seed,
+    )  # fmt: skip
+    plain = acceleration == "off" or winner_protection or return_best_rollout
+    if not plain and applies(proposals, rollouts, valuing, decision):
+        return Lazy(
+            prompt=prompt, proposals=proposals, rollouts=rollouts, transfer=valuing, decision=decision,
+            bounds=norm_range(reward_norm, reward.range) if skip else None,
+            window=window, wave=wave, max_new_tokens=max_new_tokens,
+        ).steps()  # fmt: skip
     return algorithm_1(
-        prompt,
-        proposals=CandidateRule(
-            sources=sources, base=base, rule=candidate_rule, k=k, top_p=candidate_top_p, seed=seed
-        ),
-        rollouts=rollouts,
-        transfer=TransferRule(
-            reward=reward, verbatim=reward_text == "verbatim", norm=norm_of(reward_norm),
-            rollouts=rollouts, indirect=reweighted,
-        ),
-        decision=Decision(
-            weight=1.0 / alpha if weight is None else weight, with_m=base_policy == "pi_r", beta=beta,
-            temperature=None if selection == "greedy" else selection_temperature,
-            zscore=reward_norm == "candidate_zscore", tolerance=base.tie_tolerance, seed=seed,
-        ),
+        prompt, proposals=proposals, rollouts=rollouts, transfer=valuing, decision=decision,
         winner_protection=winner_protection,
         best_seen=BestSeen(max_new_tokens, rolling.eos_ids) if return_best_rollout else None,
         max_new_tokens=max_new_tokens,

@@ -122,6 +122,13 @@ def reward_norm(spec: str) -> Callable[[Array], Array]:
     )
 
 
+def norm_range(spec: str, bounds: tuple[float, float] | None) -> tuple[float, float] | None:
+    """Bounds of every reward after `reward_norm(spec)`, from its bounds before (None: unknown); None without any."""
+    low, high = (-np.inf, np.inf) if bounds is None else bounds
+    image = reward_norm(spec)(np.array([low, high]))  # every norm of single rewards is non-decreasing
+    return (float(image[0]), float(image[1])) if np.isfinite(image).all() else None
+
+
 def _numbers(first: str, second: str) -> tuple[float, float] | None:
     try:
         numbers = float(first), float(second)

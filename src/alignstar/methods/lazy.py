@@ -1,0 +1,248 @@
+"""Algorithm 1 of Transfer Q* (Eq. 10-12), token for token as `transfer_q.py` states it, at a fraction of its cost.
+
+What is saved, and why nothing changes:
+1) The greedy continuation of the response so far, the *spine*, holds the rollout of the greedy candidate of every
+   position on it: while that candidate wins, a position costs one new token and not a rollout.
+2) A reward of at most r_max cannot lift a candidate above its score at r_max. One whose score at r_max is below one
+   that was reached is certified away, without rollout or reward. A drawn selection is an arg-max with noise known
+   beforehand, so the same holds for it. Without a known range nothing is skipped.
+3) While the greedy candidate wins, the next state is the next position of the spine: a `window` of positions is decided
+   together, up to the first one where another candidate wins. What was evaluated behind that one is discarded.
+4) A response that was scored is not scored again.
+Knows direct transfer with greedy rollouts of the model that is base policy and source of candidates; `applies` says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from alignstar.meter import current_meter, together
+from alignstar.methods.candidates import CandidateRule, Candidates
+from alignstar.methods.decision import Decision, considered
+from alignstar.methods.rollouts import RolloutRule
+from alignstar.methods.transfer import TransferRule, Valued
+from alignstar.methods.values import direct
+from alignstar.models import Continuation, Top, Within
+from alignstar.sampling import GREEDY, Array
+from alignstar.types import FinishReason, Ids, Prompt, Step
+
+
+def applies(proposals: CandidateRule, rollouts: RolloutRule, transfer: TransferRule, decision: Decision) -> bool:
+    """Whether `Lazy` is equal to the plain algorithm under these rules."""
+    one_model = proposals.base is rollouts.model and all(source is rollouts.model for source in proposals.sources)
+    return (
+        one_model
+        and proposals.rule != "sample_without_replacement"
+        and rollouts.sampling.greedy
+        and transfer.indirect is None
+        and not transfer.verbatim  # its text depends on the other candidates of the step
+        and not decision.zscore
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """One position of a window: the response before it, its candidates, and what is known of them by token."""
+
+    response: Ids
+    candidates: Candidates
+    futures: dict[int, Continuation] = field(default_factory=dict[int, Continuation])
+    valued: dict[int, Valued] = field(default_factory=dict[int, Valued])
+
+    @property
+    def greedy(self) -> int:
+        """The most probable token, with which the spine goes on."""
+        return self.candidates.ids[0]
+
+    def text(self, z: int) -> Ids:
+        """The response that a candidate and its rollout make."""
+        return (*self.response, z, *self.futures[z].ids)
+
+    def evaluated(self) -> Candidates:
+        """The candidates that have a value, in their order."""
+        kept = [i for i, z in enumerate(self.candidates.ids) if z in self.valued]
+        return Candidates(
+            ids=tuple(self.candidates.ids[i] for i in kept),
+            logps=self.candidates.logps[kept],
+            near_ties=self.candidates.near_ties,
+        )
+
+
+Pair = tuple[Position, int]
+"""A position and one of its candidates."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Lazy:
+    """One request's accelerated Algorithm 1.
+
+    `bounds` hold for every normalised reward (None: nothing is skipped). `window` positions are decided together; of
+    the candidates of a position that may win, `wave` are evaluated before the others are looked at again (None: all).
+    """
+
+    prompt: Prompt
+    proposals: CandidateRule
+    rollouts: RolloutRule
+    transfer: TransferRule
+    decision: Decision
+    bounds: tuple[float, float] | None
+    window: int
+    wave: int | None
+    max_new_tokens: int
+    known: dict[Ids, Valued] = field(default_factory=dict[Ids, Valued])
+
+    async def steps(self) -> AsyncGenerator[Step, None]:
+        """One Step per token, equal to the plain algorithm's but for `considered`: the candidates with a reward."""
+        response: Ids = ()
+        finish: FinishReason | None = None
+        while finish is None:
+            self.known = {text: v for text, v in self.known.items() if text[: len(response)] == response}
+            positions = await self._walk(response)
+            ahead = await self._evaluate(positions)
+            for i, position in enumerate(positions):
+                step = self._decided(position)
+                response, finish = position.response + step.emitted, step.finish
+                other_won = step.emitted[0] != position.greedy
+                if other_won:
+                    behind = [p.futures[z] for p in positions[i + 1 :] for z in p.futures if z != p.greedy]
+                    current_meter().add("discarded_tokens", ahead + sum(len(future.ids) for future in behind))
+                yield step
+                if other_won:
+                    break
+
+    # The spine
+
+    async def _walk(self, response: Ids) -> list[Position]:
+        """The next positions of the spine and their candidates, no more than an earlier rollout holds."""
+        model, length = self.rollouts.model, self.rollouts.length
+        reach = self.window if length is None else max(1, min(self.window, length))
+        (spine,) = await model.continue_(
+            self.prompt.ids + response,
+            max_new_tokens=min(reach, self.max_new_tokens - len(response)),
+            sampling=GREEDY,
+            top=self._told(),
+        )
+        return [
+            Position(response=response + spine.ids[:i], candidates=self._candidates(top))
+            for i, top in enumerate(spine.tops)
+        ]
+
+    def _told(self) -> Within:
+        """How many best tokens of a state to look at, or within how many nats of the best one a token can win."""
+        if self.proposals.rule != "full":
+            return self.proposals.k
+        if self.bounds is None or self.decision.temperature is not None:
+            return self.rollouts.model.vocab_size
+        low, high = self.bounds
+        return self.decision.weight * (high - low) + self._doubt()
+
+    def _candidates(self, best: Top) -> Candidates:
+        top = self.proposals.kept(best, self.rollouts.model.tie_tolerance)
+        in_doubt = top.near_tie and self.proposals.rule != "full"  # of the whole vocabulary nothing is cut off
+        return Candidates(ids=tuple(top.ids.tolist()), logps=top.logps, near_ties=int(in_doubt))
+
+    # The candidates
+
+    async def _evaluate(self, positions: Sequence[Position]) -> int:
+        """Value every candidate that could win its position; returns the tokens spent on positions further ahead."""
+        greedy = [(p, p.greedy) for p in positions]
+        everyone = [(p, z) for p in positions for z in p.candidates.ids[1:]] if self.bounds is None else []
+        # The last position's greedy rollout holds what those of the others need: after it they cost nothing.
+        await self._roll([greedy[-1], *everyone])
+        await self._roll(greedy[:-1])
+        await self._value([*greedy, *everyone])
+        ahead = 0
+        while survivors := [(p, z) for p in positions for z in self._survivors(p)[: self.wave]]:
+            if ahead or self.window == 1:
+                await self._roll(survivors)
+            else:
+                # The next window will be needed if the greedy candidates win: it takes no time beside the rollouts.
+                ahead = self.window
+                await together([self._roll(survivors), self._look_ahead(positions[-1])])
+            await self._value(survivors)
+        return ahead
+
+    def _survivors(self, position: Position) -> list[int]:
+        """The candidates without a value that could win, the most promising first."""
+        waiting = np.array([z not in position.valued for z in position.candidates.ids])
+        if self.bounds is None or not waiting.any():
+            return []
+        step, ids = len(position.response), position.candidates.ids
+        done = position.evaluated()
+        reached = self.decision.maximised(self._scores(position, done), done.ids, step)
+        at_most = self.decision.scores(position.candidates, [_valued(self.bounds[1])] * len(ids), ())
+        bound: Array = self.decision.maximised(at_most, ids, step)
+        # Near ties survive too, so that none is overlooked.
+        alive = waiting & (np.max(reached) - bound <= self._doubt())
+        return [ids[i] for i in np.argsort(-bound, kind="stable") if alive[i]]
+
+    def _doubt(self) -> float:
+        """What is maximised is not told apart this close [nats]; at least what rounding does to it."""
+        largest = 1.0 + self.decision.weight * max(abs(bound) for bound in self.bounds or (0.0,))
+        return max(self.decision.score_tolerance, 1e-12 * largest) / (self.decision.temperature or 1.0)
+
+    async def _look_ahead(self, last: Position) -> None:
+        """Compute the next window of the spine, and forget it: the model remembers."""
+        response = (*last.response, last.greedy)
+        if len(response) < self.max_new_tokens and not self._ends(last.greedy):
+            positions = await self._walk(response)
+            await self._roll([(positions[-1], positions[-1].greedy)])
+
+    def _ends(self, z: int) -> bool:
+        return self.rollouts.stop_on_eos and z in self.rollouts.model.eos_ids
+
+    async def _roll(self, pairs: Sequence[Pair]) -> None:
+        rolled = await together(
+            [
+                self.rollouts.after(
+                    self.prompt.ids + p.response, (z,), len(p.response), self.max_new_tokens - len(p.response) - 1
+                )
+                for p, z in pairs
+            ]
+        )
+        for (position, z), ((future,),) in zip(pairs, rolled, strict=True):
+            position.futures[z] = future
+
+    async def _value(self, pairs: Sequence[Pair]) -> None:
+        texts = [text for text in dict.fromkeys(p.text(z) for p, z in pairs) if text not in self.known]
+        rewards = await self.transfer.scored(self.prompt, texts)
+        self.known.update(zip(texts, map(_valued, rewards.tolist()), strict=True))
+        for position, z in pairs:
+            position.valued[z] = self.known[position.text(z)]
+
+    # The decision
+
+    def _scores(self, position: Position, candidates: Candidates) -> Array:
+        return self.decision.scores(candidates, [position.valued[z] for z in candidates.ids], ())
+
+    def _decided(self, position: Position) -> Step:
+        """The step at a position all of whose possible winners have a value."""
+        at, candidates = len(position.response), position.evaluated()
+        scores = self._scores(position, candidates)
+        choice = self.decision.choice(scores, candidates, at)
+        futures = [[position.futures[z]] for z in candidates.ids]
+        near_ties = candidates.near_ties + choice.near_tie + sum(future.near_ties for (future,) in futures)
+        # Tokens too improbable to win, which were not even looked at, are candidates too.
+        proposed = len(position.candidates.ids) if isinstance(self._told(), int) else self.rollouts.model.vocab_size
+        meter = current_meter()
+        meter.add("near_ties", near_ties)
+        meter.add("candidates", proposed)
+        meter.add("certified", proposed - len(candidates.ids))
+        z = candidates.ids[choice.index]
+        finish: FinishReason | None = "length" if at + 1 == self.max_new_tokens else None
+        return Step(
+            index=at,
+            emitted=(z,),
+            considered=considered(candidates, scores, [position.valued[z] for z in candidates.ids], futures),
+            chosen=choice.index,
+            near_ties=near_ties,
+            finish="stop" if self._ends(z) else finish,
+        )
+
+
+def _valued(reward: float) -> Valued:
+    rewards = np.array([reward])
+    return Valued(value=direct(rewards), rewards=rewards)
