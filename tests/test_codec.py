@@ -218,5 +218,5 @@ def test_more_words_are_not_added_tokens() -> None:
     gap, filled = words({"a": 0, "b": 2}), words({"a": 0, "b": 2, "c": 1})
     with pytest.raises(ModelError, match="'c'"):
         check_same_tokens(gap, filled)
-    with pytest.raises(ModelError, match="number 1 in the first and number 0 in the second"):
+    with pytest.raises(ModelError, match="'a' is number 0 in the first and number 1 in the second"):
         check_same_tokens(small, words({"a": 1, "b": 0}))

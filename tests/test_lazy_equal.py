@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import alignstar
+import checkpoints
 from alignstar.meter import Meter, metering
 from alignstar.methods.transfer_q import transfer_q
 from alignstar.models.toy import ToyModel, ToyReward
@@ -16,6 +19,7 @@ from alignstar.types import Ids, Prompt, Step, Usage
 from worlds import PROMPT, ids_of, scorer, steps_of
 
 BLOCKS, WORLDS = 15, 100
+PROMPTS = ("Where?", "a", "It leaks.")
 
 
 class Coarse(ToyReward):
@@ -174,6 +178,22 @@ async def test_cost_where_everything_is_certified(window: int, length: int, step
     assert usage.lm_tokens == len(PROMPT.ids) + steps + length - 1
     assert usage.sequential_steps == steps + length
     assert usage.rm_calls == steps
+
+
+@pytest.mark.parametrize("how", [{}, {"window": 3, "wave": 2}, {"selection": "sample"}])
+def test_the_same_tokens_from_transformers_models(how: dict[str, Any], tmp_path: Path) -> None:
+    baseline = checkpoints.language_model(tmp_path / "baseline", seed=5)
+    reward = checkpoints.classifier(tmp_path / "reward", seed=6)
+    options = {"k": 4, "rollout_len": 5, "reward_norm": "clip(-1,0.6)", "max_new_tokens": 12} | how
+    with alignstar.load(baseline=str(baseline), reward=str(reward), dtype="float64", device="cpu") as aligner:
+        plain = aligner.generate_many(PROMPTS, **options, acceleration="off")
+        lazy = aligner.generate_many(PROMPTS, **options)
+    for one, other in zip(plain, lazy, strict=True):
+        assert (one.ids, one.finish_reason) == (other.ids, other.finish_reason)
+        assert [s.considered[s.chosen].score for s in one.steps] == pytest.approx(
+            [s.considered[s.chosen].score for s in other.steps], abs=1e-9
+        )
+    assert sum(r.usage.certified for r in lazy) > 0
 
 
 async def test_a_response_is_scored_once() -> None:

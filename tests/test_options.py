@@ -82,7 +82,7 @@ def test_other_names():
         ({"max_new_tokens": 0}, r"max_new_tokens=0 must be a whole number >= 1"),
         ({"seed": "x"}, r"seed=x must be a whole number"),
         ({"alpha": 1.0, "weight": 1.0}, r"alpha=1.0 and weight=1.0 say the same thing; give one"),
-        ({"rolout_len": 3}, r"'rolout_len' is no option of transfer-q; did you mean rollout_len\? Known: acceleration, alpha, "),
+        ({"rolout_len": 3}, r"'rolout_len' is no option of transfer-q; did you mean rollout_len\? Known: "),
         ({"zzz": 3}, r"'zzz' is no option of transfer-q; known: acceleration, alpha, "),
         ({"reward": 3}, r"'reward' is no option of transfer-q"),
     ],

@@ -158,7 +158,8 @@ def check_same_tokens(sft: PreTrainedTokenizerBase, baseline: PreTrainedTokenize
     Raises ModelError unless the vocabularies are equal, or one is the other plus added tokens behind its end.
     """
     small, large = sorted((sft, baseline), key=lambda t: len(vocabulary(t)))
-    known, more = vocabulary(small), vocabulary(large)
+    # In the order of ids, so that the same two tokenizers always give the same sentence.
+    known, more = (dict(sorted(vocabulary(t).items(), key=lambda item: item[1])) for t in (small, large))
     common = 1 + max(known.values(), default=-1)
     differing = next((token for token, at in known.items() if more.get(token) != at), None)
     if differing is None:
