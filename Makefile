@@ -28,7 +28,7 @@ mutants: $(READY)
 	$(PYTHON) scripts/mutants.py
 
 bench: $(READY)
-	$(VENV)/bin/alignstar demo --prompts 100 --json
+	$(VENV)/bin/alignstar bench tq
 
 # The README's picture of the demo.
 picture: $(READY)
