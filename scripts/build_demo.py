@@ -264,8 +264,6 @@ def build_rewards(site: Site) -> None:
     """One reward model for each group's taste, with its held-out accuracy and the scale of its scores."""
     tokenizer = AutoTokenizer.from_pretrained(site.out / "sft")
     for group, name in TASTES.items():
-        if os.environ.get("ONLY") not in (None, name):
-            continue
         model = AutoModelForSequenceClassification.from_pretrained(site.out / "sft", num_labels=1, dtype=torch.float32)
         model = train_reward(
             model,
@@ -349,7 +347,7 @@ def figures(site: Site) -> dict[str, object]:
         if name == "sft":
             for prompt, (text, _) in list(zip(asked, drawn, strict=True))[:50]:
                 print(f"> {prompt}\n  {text}")
-            for prompt, (text, _) in list(zip(asked, greedy, strict=True))[:8]:
+            for prompt, (text, _) in list(zip(asked[: len(greedy)], greedy, strict=True))[:8]:
                 print(f"greedy> {prompt}\n  {text}")
     for name in ("source", "target"):
         found[f"reward_{name}"] = json.loads((site.out / f"reward_{name}" / "alignstar.json").read_text())

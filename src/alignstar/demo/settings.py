@@ -33,7 +33,7 @@ CONCURRENCY = 32
 ROLLOUTS: Mapping[str, Any] = {"k": 10, "rollout_len": None}
 """What every method that rolls out shares, beside MAX_NEW_TOKENS: candidates, and rollouts to the response's end."""
 
-ALPHAS = (4.0, 2.0, 1.0, 0.5, 0.25, 0.125, 0.0625)
+ALPHAS = (4.0, 2.0, 1.0, 0.5, 0.25)
 """The grid from which every method with a strength gets its own; ARGS names it weight = 1/alpha."""
 
 

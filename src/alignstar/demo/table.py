@@ -75,8 +75,8 @@ def _cells(row: Row, winner: Row | None) -> list[str]:
         _interval(row.true_interval, sign=""),
         "" if winner is None or winner is row else _interval(paired_difference(winner.true, row.true), sign="+"),
         f"{'≤' if row.kl_is_bound else ''}{row.kl:.1f}",
-        f"{row.per_reply('lm_tokens') / 1000:.1f}k",
-        f"{row.per_reply('rm_tokens') / 1000:.1f}k",
+        f"{row.per_reply('lm_tokens'):,.0f}",
+        f"{row.per_reply('rm_tokens'):,.0f}",
         f"{row.seconds:.1f}",
     ]
 

@@ -25,7 +25,7 @@ from alignstar.demo.settings import (
     sweep_file,
 )
 
-PROMPTS = 24
+PROMPTS = 12
 """Tuning prompts used."""
 
 

@@ -214,13 +214,13 @@ class Library:
         )
 
     def _room(self, network: Network) -> int:
-        """KV positions a model may hold: as asked, or what fits an eighth of memory (a quarter of a GPU's free)."""
+        """KV positions a model may hold: as asked, or what fits a 16th of memory (a quarter of a GPU's free)."""
         if self.kv_tokens is not None:
             return self.kv_tokens
         if self.device.type == "cuda":
             budget = torch.cuda.mem_get_info(self.device)[0] // 4
         else:
-            budget = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 8
+            budget = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 16
         return max(1024, min(budget // max(1, network.bytes_per_position), 1 << 20))
 
 

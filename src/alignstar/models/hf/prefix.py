@@ -70,7 +70,7 @@ class PrefixCache:
         """Give the row `count` more private slots, evicting if needed. The caller has reserved the room."""
         short = count - (self.pool.capacity - self.held)
         if short > 0:
-            self._evict(short)
+            self._evict(short, self.pool.capacity // 16)
         lease.slots.extend(self.pool.take(count))
         lease.own += count
         self.private += count
@@ -155,16 +155,17 @@ class PrefixCache:
             if edge.refs == 0:
                 self.pinned -= len(edge.tokens)
 
-    def _evict(self, count: int) -> None:
-        """Forget at least `count` positions nobody needs."""
-        while count > 0:
+    def _evict(self, count: int, wanted: int = 0) -> None:
+        """Forget at least `count` positions nobody needs, and more up to `wanted`: finding them is what takes time."""
+        forgotten = 0
+        while forgotten < count:
             leaves = sorted((n for n in self.tree.leaves() if n.refs == 0), key=lambda n: n.last_used)
             assert leaves, "room was promised that is not there"
             for leaf in leaves:
                 self.pool.give_back(leaf.slots)
                 self.tree.remove(leaf)
-                count -= len(leaf.tokens)
-                if count <= 0:
+                forgotten += len(leaf.tokens)
+                if forgotten >= max(count, wanted):
                     break
 
     def clear(self) -> None:
