@@ -29,6 +29,10 @@ class Closable(Protocol[Item]):
         ...
 
 
+SETTLING_S = 10.0
+"""Longest wait for something cancelled to end."""
+
+
 class Background:
     """The loop and its thread, started by the first use. The thread ends with the process."""
 
@@ -46,11 +50,19 @@ class Background:
         if threading.current_thread() is self._thread:
             coroutine.close()
             raise FailedError("A plain call inside a running request would wait for ever; await the call's async form.")
-        future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+        ended = threading.Event()
+
+        async def watched() -> T:
+            task = asyncio.ensure_future(coroutine)
+            task.add_done_callback(lambda _: ended.set())
+            return await task
+
+        future = asyncio.run_coroutine_threadsafe(watched(), loop)
         try:
             return future.result()
         except BaseException:
             future.cancel()
+            ended.wait(SETTLING_S)  # what was cancelled lets go of its resources before its caller goes on
             raise
 
     def iterate(self, items: Closable[T]) -> Generator[T, None, None]:
