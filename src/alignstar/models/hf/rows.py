@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-import torch
-
 from alignstar.engine import Request
 from alignstar.errors import EngineError, PromptError
 from alignstar.models.hf.network import Network
@@ -330,9 +328,3 @@ class RowWorker:
         if all(row.pending for row in batch):
             return None
         return self.read(tensor)
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait for a device's queue (for measurements)."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
