@@ -166,11 +166,13 @@ async def test_a_failing_forward_fails_its_own_rows_only(engine: Engine, idle: l
     raw = causal_lm()
     model = hf_model(raw, engine=engine)
     idle.append(model)
-    fine = asyncio.ensure_future(model.continue_(PROMPT, max_new_tokens=10))
+    # Long enough to be running still when the other one fails.
+    fine = asyncio.ensure_future(model.continue_(PROMPT, max_new_tokens=200, stop_at_eos=False))
     await asyncio.sleep(0.01)
     with pytest.raises(EngineError, match="forward of tiny failed"):
         await model.top_next((3, 4, VOCAB + 5), 2)  # a token without an embedding
-    assert (await fine)[0].ids == greedy_reference(raw, PROMPT, 10)
+    assert not fine.done()
+    assert (await fine)[0].ids == greedy_reference(raw, PROMPT, 200, stop=False)
 
 
 async def test_tops_are_told_at_every_state(engine: Engine) -> None:
