@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
-from alignstar.cli.output import json_line, json_lines_file
+from alignstar.cli.output import interrupt_held, json_line, json_lines_file
 from alignstar.cli.prompts import as_json, read_prompts
 from alignstar.errors import OptionError, PromptError
 from alignstar.types import Message
@@ -113,3 +115,17 @@ def test_no_file_takes_rows_and_writes_none(tmp_path: Path):
     with json_lines_file(None, option="--out") as write:
         write({"row": 1})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_waits_until_a_line_is_written_everywhere():
+    done: list[int] = []
+
+    def written() -> None:
+        with interrupt_held():
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        written()
+    assert done == [1]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

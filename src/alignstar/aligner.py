@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -81,8 +81,13 @@ class Aligner:
         done = dict(self.generate_as_completed(prompts, **request))
         return [done[i] for i in range(len(prompts))]
 
-    def generate_as_completed(self, prompts: Sequence[Request], **request: Any) -> Iterator[tuple[int, Response]]:
-        """(index of the prompt, response) as responses finish; keywords as for `agenerate_many`."""
+    def generate_as_completed(
+        self, prompts: Sequence[Request], **request: Any
+    ) -> Generator[tuple[int, Response], None, None]:
+        """(index of the prompt, response) as responses finish; keywords as for `agenerate_many`.
+
+        Closing the generator cancels what still runs.
+        """
         return BACKGROUND.iterate(self.agenerate_many(prompts, **request))
 
     def stream(self, prompt: Request, **request: Any) -> Stream:

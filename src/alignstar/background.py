@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine, Generator
-from typing import Any, Protocol, TypeVar
+from concurrent.futures import CancelledError, Future
+from typing import Any, Generic, Protocol, TypeVar
 
 from alignstar.errors import FailedError
 
@@ -46,23 +47,17 @@ class Background:
 
         Raises FailedError when called from inside the loop itself, where waiting would never end.
         """
-        loop = self._started()
+        call = _Call(coroutine)
         if threading.current_thread() is self._thread:
             coroutine.close()
             raise FailedError("A plain call inside a running request would wait for ever; await the call's async form.")
-        ended = threading.Event()
-
-        async def watched() -> T:
-            task = asyncio.ensure_future(coroutine)
-            task.add_done_callback(lambda _: ended.set())
-            return await task
-
-        future = asyncio.run_coroutine_threadsafe(watched(), loop)
         try:
-            return future.result()
+            self._started().call_soon_threadsafe(call.start)
+            return call.result.result()
         except BaseException:
-            future.cancel()
-            ended.wait(SETTLING_S)  # what was cancelled lets go of its resources before its caller goes on
+            # An interrupt may have come at any line above: the loop, where none comes, knows how far the call got.
+            self._started().call_soon_threadsafe(call.cancel)
+            call.ended.wait(SETTLING_S)  # what was cancelled lets go of its resources before its caller goes on
             raise
 
     def iterate(self, items: Closable[T]) -> Generator[T, None, None]:
@@ -84,6 +79,39 @@ class Background:
                 self._thread = threading.Thread(target=self._loop.run_forever, name="alignstar-loop", daemon=True)
                 self._thread.start()
             return self._loop
+
+
+class _Call(Generic[T]):
+    """A coroutine that one thread waits for and the loop runs. `start` and `cancel` are for the loop's thread."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
+        self.result: Future[T] = Future()
+        self.ended = threading.Event()
+        self._coroutine = coroutine
+        self._task: asyncio.Task[T] | None = None
+
+    def start(self) -> None:
+        """Run the coroutine, unless `cancel` came first."""
+        if not self.ended.is_set():
+            self._task = asyncio.ensure_future(self._coroutine)
+            self._task.add_done_callback(self._end)
+
+    def cancel(self) -> None:
+        """Stop the coroutine wherever it is."""
+        if self._task is not None:
+            self._task.cancel()
+            return
+        self._coroutine.close()
+        self.ended.set()
+
+    def _end(self, task: asyncio.Task[T]) -> None:
+        if task.cancelled():
+            self.result.set_exception(CancelledError())
+        elif (error := task.exception()) is not None:
+            self.result.set_exception(error)
+        else:
+            self.result.set_result(task.result())
+        self.ended.set()
 
 
 async def _next(items: Closable[T]) -> T:

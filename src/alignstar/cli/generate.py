@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.rule import Rule
 from rich.text import Text
 
-from alignstar.cli.output import json_line, json_lines_file
+from alignstar.cli.output import interrupt_held, json_line, json_lines_file
 from alignstar.cli.progress import progress_bar
 from alignstar.cli.prompts import Request, as_json, read_prompts
 from alignstar.errors import OptionError
@@ -100,7 +100,9 @@ def generate(
         )
         bar = stack.enter_context(progress_bar(total=len(requests), doing=name))
         how = {"preset": preset, "stop": stop or (), "chat": chat, "truncate": truncate, **options}
-        responses = aligner.generate_as_completed(requests, method=name, concurrency=concurrency, **how)
+        responses = stack.enter_context(
+            closing(aligner.generate_as_completed(requests, method=name, concurrency=concurrency, **how))
+        )
         search = Search()
         if stats:
             stack.callback(search.tell)
@@ -162,12 +164,14 @@ def _in_order(responses: Iterable[tuple[int, Response]], finish: Callable[[int, 
     try:
         for index, response in responses:
             waiting[index] = response
-            while following in waiting:
-                finish(following, waiting.pop(following))
-                following += 1
+            with interrupt_held():
+                while following in waiting:
+                    finish(following, waiting.pop(following))
+                    following += 1
     finally:
-        for index in sorted(waiting):
-            finish(index, waiting[index])
+        with interrupt_held():
+            for index in sorted(waiting):
+                finish(index, waiting[index])
 
 
 def _row(request: Request, response: Response) -> dict[str, Any]:

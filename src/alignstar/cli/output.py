@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
+import threading
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,6 +86,22 @@ def json_lines_file(path: str | None, *, option: str) -> Generator[Sink]:
             os.replace(working, target)
         elif not direct:
             working.unlink()
+
+
+@contextmanager
+def interrupt_held() -> Generator[None]:
+    """Ctrl-C inside the block takes effect at its end: what is written there is written whole and everywhere."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
 
 
 def _discard(row: Mapping[str, Any]) -> None:
