@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 import alignstar
 import checkpoints
 from alignstar.errors import ModelError, OptionError
-from alignstar.models.hf.load import Library
+from alignstar.models.hf.load import MERGE_BELOW, Library
 from alignstar.sampling import GREEDY, Sampling
 
 PROMPT = tuple(range(40, 60))
@@ -45,17 +45,20 @@ def adapter(base: Path, folder: Path, *, seed: int, task: str) -> tuple[Path, An
     return folder, wrapped.eval()
 
 
-async def test_one_base_serves_the_model_its_aligned_adapter_and_a_reward_adapter(sft: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("shared", [True, False])
+async def test_one_base_serves_the_model_its_aligned_adapter_and_a_reward_adapter(
+    shared: bool, sft: Path, tmp_path: Path
+) -> None:
     plain: Any = AutoModelForCausalLM.from_pretrained(sft).eval()
     dpo_dir, dpo = adapter(sft, tmp_path / "dpo", seed=1, task="CAUSAL_LM")
     reward_dir, reward = adapter(sft, tmp_path / "reward", seed=2, task="SEQ_CLS")
-    library = Library(device="cpu")
+    library = Library(device="cpu", merge_below=0 if shared else MERGE_BELOW)
     base, aligned = library.pair(str(sft), str(dpo_dir))
     heads, _ = library.classifier(str(reward_dir))
     assert base is not None
     assert aligned is not None
-    assert base.network.module is aligned.network.module
-    assert heads.network.module is base.network.module.base_model
+    assert (base.network.module is aligned.network.module) == shared
+    assert (heads.network.module is base.network.module.base_model) == shared
     ids = torch.tensor([PROMPT])
     with torch.inference_mode():
         expected = [torch.log_softmax(m(input_ids=ids).logits[0, -1], -1).numpy() for m in (plain, dpo)]

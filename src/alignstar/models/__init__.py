@@ -120,3 +120,13 @@ class TokenModel(Sampler, Protocol):
     async def logprobs(self, prefix: Ids, continuation: Ids) -> Array:
         """Log-probabilities [len(continuation)] of given tokens after `prefix` (teacher forcing)."""
         ...
+
+
+@runtime_checkable
+class Pooled(Protocol):
+    """A backend that may hold keys and values for reuse, in a pool of fixed size."""
+
+    @property
+    def kv_positions(self) -> int | None:
+        """Positions that the pool holds at most; None where nothing is held."""
+        ...

@@ -9,12 +9,15 @@ import contextlib
 import json
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from safetensors.torch import load_file
 
 from alignstar.errors import ModelError
+
+Switch: TypeAlias = Callable[[], contextlib.AbstractContextManager[None]]
+"""Makes a base run with one of its adapters, or with none, for as long as the context lasts."""
 
 CONFIG = "adapter_config.json"
 
@@ -43,9 +46,7 @@ class SharedBase:
         self._peft: Any = None
         self._active: str | None = None
 
-    def add(
-        self, path: str
-    ) -> tuple[Callable[[], contextlib.AbstractContextManager[None]], Mapping[str, torch.Tensor]]:
+    def add(self, path: str) -> tuple[Switch, Mapping[str, torch.Tensor]]:
         """Load an adapter; returns its switch, and the weights in it that are no adapter's (a reward's head).
 
         Raises ModelError for an adapter that is not LoRA-like, is not stored as safetensors, or does not fit the base.
@@ -96,6 +97,16 @@ class SharedBase:
                 tuner.set_adapter(name, inference_mode=True)
             self._active = name
         yield
+
+    def merge(self) -> None:
+        """Make the adapter that was added last a part of the weights; no other can be added then."""
+        self.model = self._peft.merge_and_unload()
+        self._peft = None
+
+    @property
+    def bytes(self) -> int:
+        """Memory that the base's parameters take."""
+        return sum(p.numel() * p.element_size() for p in self.model.parameters())
 
     def bare(self) -> contextlib.AbstractContextManager[None]:
         """The switch of the base itself."""

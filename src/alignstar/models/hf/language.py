@@ -299,6 +299,11 @@ class HFModel:
         """Whether prefixes are reused (the load-time self-check passed)."""
         return self.network.reuse
 
+    @property
+    def kv_positions(self) -> int | None:
+        """See models.Pooled."""
+        return self.worker.capacity if self.reuse else None
+
     async def continue_(
         self,
         prefix: Ids,

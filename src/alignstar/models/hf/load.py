@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from alignstar.engine import Engine
 from alignstar.errors import ModelError, OptionError
-from alignstar.models.hf.adapters import SharedBase, base_of, is_adapter
+from alignstar.models.hf.adapters import SharedBase, Switch, base_of, is_adapter
 from alignstar.models.hf.classifier import HFClassifier
 from alignstar.models.hf.codec import HFCodec, check_same_tokens, load_tokenizer, special_id
 from alignstar.models.hf.language import HFModel
@@ -35,6 +35,9 @@ DTYPES = {
     "float16": torch.float16,
 }
 
+MERGE_BELOW = 1 << 28
+"""Bytes of a base below which every adapter gets a merged copy: there, switching costs more than memory does."""
+
 
 def pick_device(device: str) -> torch.device:
     """The device to use; "auto": cuda, then mps, then cpu. Raises OptionError for one that this machine has not."""
@@ -51,7 +54,10 @@ def pick_device(device: str) -> torch.device:
 
 
 class Library:
-    """Everything loaded for one aligner. A checkpoint named twice, or under several adapters, is in memory once."""
+    """Everything loaded for one aligner. A checkpoint named twice, or under several adapters, is in memory once.
+
+    Adapters on a base of fewer than `merge_below` bytes are merged into copies of it instead.
+    """
 
     def __init__(
         self,
@@ -61,6 +67,7 @@ class Library:
         trust_remote_code: bool = False,
         kv_tokens: int | None = None,
         reuse: bool = True,
+        merge_below: int = MERGE_BELOW,
     ) -> None:
         if dtype != "auto" and dtype not in DTYPES:
             raise OptionError(f"dtype={dtype!r} is unknown; known: auto, {', '.join(DTYPES)}.")
@@ -71,6 +78,7 @@ class Library:
         self.trust_remote_code = trust_remote_code
         self.kv_tokens = kv_tokens
         self.reuse = reuse
+        self.merge_below = merge_below
         self.engine = Engine()
         self._bases: dict[str, SharedBase] = {}
         self._models: dict[str, HFModel] = {}
@@ -93,10 +101,8 @@ class Library:
         """A causal language model, or a LoRA adapter on one. `vocab_size` cuts its distribution to that many tokens."""
         key = _key(path)
         if key not in self._models:
-            base_path = base_of(path) if is_adapter(path) else path
-            base = self._base(base_path, role=role)
-            switch = base.add(path)[0] if is_adapter(path) else base.bare
-            self._models[key] = self._model(path, base.model, switch, vocab_size)
+            model, switch = self._adapted(path, role) if is_adapter(path) else self._bare(path, role)
+            self._models[key] = self._model(path, model, switch, vocab_size)
         return self._models[key]
 
     def pair(self, sft: str | None, baseline: str | None) -> tuple[HFModel | None, HFModel | None]:
@@ -119,11 +125,14 @@ class Library:
         return HFCodec(self.tokenizer(path), eos_ids=self._models[_key(path)].eos_ids, name=path)
 
     def classifier(self, path: str) -> tuple[HFClassifier, PreTrainedTokenizerBase]:
-        """A sequence classifier and its tokenizer; an adapter whose base is a loaded model shares it."""
+        """A sequence classifier and its tokenizer; an adapter whose base is loaded, and not small, shares it."""
         key = _key(path)
         if key not in self._classifiers:
-            shared = self._bases.get(_key(base_of(path))) if is_adapter(path) else None
-            self._classifiers[key] = self._own_classifier(path) if shared is None else self._head_on(path, shared)
+            base = self._bases.get(_key(base_of(path))) if is_adapter(path) else None
+            if base is None or base.bytes < self.merge_below:
+                self._classifiers[key] = self._own_classifier(path)
+            else:
+                self._classifiers[key] = self._head_on(path, base)
         return self._classifiers[key]
 
     def _own_classifier(self, path: str) -> tuple[HFClassifier, PreTrainedTokenizerBase]:
@@ -169,6 +178,19 @@ class Library:
             kv_tokens=self._room(network),
         )
 
+    def _bare(self, path: str, role: str) -> tuple[torch.nn.Module, Switch]:
+        base = self._base(path, role=role)
+        return base.model, base.bare
+
+    def _adapted(self, path: str, role: str) -> tuple[torch.nn.Module, Switch]:
+        base = self._base(base_of(path), role=role)
+        if base.bytes >= self.merge_below:
+            return base.model, base.add(path)[0]
+        own = SharedBase(self._causal(base_of(path), role))
+        own.add(path)
+        own.merge()
+        return own.model, own.bare
+
     def _base(self, path: str, *, role: str) -> SharedBase:
         key = _key(path)
         if key not in self._bases:
@@ -194,7 +216,7 @@ class Library:
             )
         return model.to(self.device).eval()
 
-    def _model(self, path: str, model: torch.nn.Module, switch: Any, vocab_size: int | None) -> HFModel:
+    def _model(self, path: str, model: torch.nn.Module, switch: Switch, vocab_size: int | None) -> HFModel:
         model_ = cast("Any", model)
         config = model_.config.get_text_config()
         size = min(int(config.vocab_size), vocab_size or int(config.vocab_size))
