@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import AutoModelForSequenceClassification
 
 from alignstar.engine import Engine
 from alignstar.meter import together
-from alignstar.models.hf.classifier import HFClassifier, chains
+from alignstar.models.hf.classifier import HFClassifier, ScoreRequest, chains, positions
 from alignstar.models.hf.network import HeadReadout, Network, PooledReadout
 from tiny import VOCAB, randomise
 
@@ -122,3 +123,24 @@ async def test_texts_that_begin_each_other_are_read_in_one_forward_and_remembere
 
 def test_chains_by_hand() -> None:
     assert chains([(1, 2), (1,), (1, 3), (1, 2, 4), (2,), (1,)]) == [[(1,), (1, 2), (1, 2, 4)], [(1, 3)], [(2,)]]
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_texts_that_share_beginnings_fit_where_their_different_positions_do(seed: int, engine: Engine) -> None:
+    rng = random.Random(seed)
+    trunk = tuple(rng.randrange(5, VOCAB) for _ in range(60))
+    texts = [trunk[: rng.randint(1, 60)] for _ in range(6)]
+    texts += [(*text, *(rng.randrange(5, 8) for _ in range(rng.randint(1, 6)))) for text in texts for _ in range(2)]
+    request = ScoreRequest(texts, causal=True)
+    assert positions(texts) == len({text[:n] for text in texts for n in range(1, len(text) + 1)}) <= request.worst
+    model, heads = classifier("llama", engine, max_tokens=rng.choice([8, 2048]))
+    heads.worker.capacity = heads.worker.cache.pool.capacity = request.worst  # type: ignore[union-attr]
+    served = await heads.outputs(texts)
+    np.testing.assert_allclose(served.value, [alone(model, text) for text in texts], atol=1e-9)
+
+
+async def test_a_long_common_beginning_is_read_once_though_in_parts(engine: Engine) -> None:
+    _, heads = classifier("llama", engine, max_tokens=16)
+    trunk = tuple(range(5, 60))
+    await heads.outputs([(*trunk, z) for z in range(5)])
+    assert heads.worker.pushed == len(trunk) + 5

@@ -53,6 +53,11 @@ def _common(a: Ids, start: int, b: Ids) -> int:
     return i
 
 
+def common(a: Ids, b: Ids) -> int:
+    """Length of the longest common beginning."""
+    return _common(a, 0, b)
+
+
 class RadixTree:
     """Longest-prefix look-up and insertion, O(length) with slices compared in C."""
 

@@ -14,6 +14,7 @@ import torch
 from alignstar.engine import Engine
 from alignstar.models.hf.network import Network
 from alignstar.models.hf.rows import Row, RowRequest, RowWorker, Served
+from alignstar.radix import common
 from alignstar.types import Ids
 
 Outputs = list[list[list[float]]]
@@ -36,6 +37,16 @@ def chains(texts: Sequence[Ids]) -> list[list[Ids]]:
     return groups
 
 
+def positions(texts: Sequence[Ids]) -> int:
+    """Different positions of all texts together: those of a common beginning count once."""
+    total = 0
+    before: Ids = ()
+    for text in sorted(set(texts)):  # what a text shares with any earlier one, it shares with the one before it
+        total += len(text) - common(before, text)
+        before = text
+    return total
+
+
 class ScoreRequest(RowRequest[list[list[float]]]):
     """Head outputs at the last token of each text; what equal texts and equal beginnings share is computed once."""
 
@@ -44,8 +55,11 @@ class ScoreRequest(RowRequest[list[list[float]]]):
         self.texts = list(texts)
         self.causal = causal
         self.outputs: dict[Ids, list[float]] = {}
-        # A text needs at most its own length; texts that share a beginning need less, which is found out row by row.
-        self.worst = sum(len(text) for text in set(self.texts))
+        if causal:  # a row reads its last positions anew, also where another row has read them
+            again = sum(len(chain[-1]) - len(chain[0]) + 1 for chain in chains(self.texts))
+            self.worst = positions(self.texts) + again
+        else:
+            self.worst = sum(len(text) for text in set(self.texts))
 
     def begin(self, worker: RowWorker) -> None:
         """Take what is remembered; one row per chain of the other texts."""

@@ -10,10 +10,11 @@ import contextlib
 import inspect
 import logging
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 
+from alignstar.models.hf.fused import fused_forward
 from alignstar.models.hf.paged import PagedForward, PagedRow, Pool
 from alignstar.types import Ids
 
@@ -23,6 +24,9 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, tor
 """Largest difference of two outputs that the shape of a batch may cause, by dtype; also the near-tie tolerance."""
 
 CHECK_TOKENS = 24
+
+Forward: TypeAlias = Callable[..., Any]
+"""Runs paged rows: (pool, rows, **kwargs) to a module's output; see PagedForward."""
 
 
 class Readout(Protocol):
@@ -88,12 +92,13 @@ class Network:
         self.dtype: torch.dtype = next(p.dtype for p in module.parameters() if p.is_floating_point())
         self.adapter = adapter
         self.causal = causal
-        windows = attention_windows(config)
-        self._paged = (
-            PagedForward(module, windows=windows, dtype=self.dtype, device=device) if windows is not None else None
-        )
         self.bytes_per_position = 0  # of KV; known after the self-check
-        self.reuse = reuse and causal and self._paged is not None and self._self_check()
+        self._paged = self._checked() if reuse and causal else None
+
+    @property
+    def reuse(self) -> bool:
+        """Whether prefixes are reused: there is a paged forward that the self-check found exact."""
+        return self._paged is not None
 
     @property
     def tolerance(self) -> float:
@@ -102,10 +107,12 @@ class Network:
 
     def paged(self, pool: Pool, rows: Sequence[PagedRow], want: int) -> torch.Tensor:
         """Outputs of paged rows' last `want` new positions."""
-        paged = self._paged
-        assert paged is not None
+        assert self._paged is not None
+        return self._outputs(self._paged, pool, rows, want)
+
+    def _outputs(self, forward: Forward, pool: Pool, rows: Sequence[PagedRow], want: int) -> torch.Tensor:
         with self._running():
-            return self.readout(lambda **extra: paged(pool, rows, **extra), want)
+            return self.readout(lambda **extra: forward(pool, rows, **extra), want)
 
     def plain(self, rows: Sequence[Ids], want: int) -> torch.Tensor:
         """Outputs of whole sequences of equal length, computed from nothing: right for any model, fast for none."""
@@ -127,8 +134,25 @@ class Network:
         with torch.inference_mode(), self.adapter():
             yield
 
-    def _self_check(self) -> bool:
-        """Whether prefilled, stepped, branched, rolled-back and unequally batched rows equal a plain forward."""
+    def _checked(self) -> Forward | None:
+        """The first of the paged forwards, the fastest before the most general, that equals the plain one."""
+        windows = attention_windows(self.config)
+        if windows is None:
+            log.warning("%s runs without prefix reuse: some of its layers are not attention.", self.name)
+            return None
+        settings: dict[str, Any] = {"windows": windows, "dtype": self.dtype, "device": self.device}
+        fused = fused_forward(self.module, **settings)
+        if fused is not None and self._difference(fused) is None:
+            return fused
+        general = PagedForward(self.module, **settings)
+        wrong = self._difference(general)
+        if wrong is None:
+            return general
+        log.warning("%s runs without prefix reuse: %s.", self.name, wrong)
+        return None
+
+    def _difference(self, forward: Forward) -> str | None:
+        """What is wrong with a paged forward: prefilled, stepped, branched, rolled-back and unequally batched rows."""
         limit = context_limit(self.config)
         count = CHECK_TOKENS if limit is None else min(CHECK_TOKENS, limit)
         generator = torch.Generator().manual_seed(24)
@@ -137,19 +161,14 @@ class Network:
         first = tuple(drawn[:count])
         branched = first[: count // 3] + tuple(drawn[count : count + count // 3])
         try:
-            worst = self._compare(first, branched)
+            worst = self._compare(forward, first, branched)
         except Exception as error:  # noqa: BLE001 - any model may refuse paged rows in its own way; it then runs plain
-            log.warning("%s runs without prefix reuse: it refused a paged forward (%r).", self.name, error)
-            return False
+            return f"it refused a paged forward ({error!r})"
         if worst <= self.tolerance:
-            return True
-        log.warning(
-            "%s runs without prefix reuse: paged and plain forwards differ by %.1e (at most %.0e).",
-            self.name, worst, self.tolerance,
-        )  # fmt: skip
-        return False
+            return None
+        return f"paged and plain forwards differ by {worst:.1e} (at most {self.tolerance:.0e})"
 
-    def _compare(self, first: Ids, branched: Ids) -> float:
+    def _compare(self, forward: Forward, first: Ids, branched: Ids) -> float:
         """Largest difference between paged and plain outputs over the self-check's five situations."""
         pool = Pool(4 * len(first), self.device)
         slots = pool.take(len(first))
@@ -160,7 +179,7 @@ class Network:
         def check(rows: list[tuple[Ids, int, list[int]]]) -> None:
             nonlocal worst
             paged_rows = [PagedRow(new=ids[start:], slots=where[: len(ids)]) for ids, start, where in rows]
-            got = self.paged(pool, paged_rows, 1)
+            got = self._outputs(forward, pool, paged_rows, 1)
             for row, (ids, _, _) in zip(got, rows, strict=True):
                 difference = (row.to(torch.float64) - self.plain([ids], 1)[0].to(torch.float64)).abs().max()
                 worst = max(worst, float("inf") if torch.isnan(difference) else float(difference))

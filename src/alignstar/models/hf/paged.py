@@ -23,14 +23,14 @@ TRASH = 0
 
 
 class Pool:
-    """Keys and values [slots, kv_heads, head_dim] per layer, grown by doubling up to `capacity` slots."""
+    """Buffers [slots, heads, dim] of a model's layers, grown by doubling up to `capacity` slots."""
 
     def __init__(self, capacity: int, device: torch.device) -> None:
         self.capacity = capacity
         self.device = device
         self.slots = 0
-        self.keys: list[torch.Tensor] = []
-        self.values: list[torch.Tensor] = []
+        self.buffers: list[torch.Tensor] = []
+        self._gathered: dict[int, torch.Tensor] = {}
         self._free: list[int] = []
         self._fresh = TRASH + 1  # slots from here on were never handed out
         self.in_use = 0
@@ -52,22 +52,28 @@ class Pool:
         self._free.extend(slots)
         self.in_use -= len(slots)
 
-    def layer(self, index: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The buffers of one layer, made or grown to hold every slot handed out. key, value: [B, heads, Q, dim]."""
-        while len(self.keys) <= index:
-            self.keys.append(key.new_zeros(0, key.shape[1], key.shape[3]))
-            self.values.append(value.new_zeros(0, value.shape[1], value.shape[3]))
-        if self.keys[index].shape[0] < self._fresh:
-            size = min(max(2 * self.keys[index].shape[0], self._fresh, 256), self.capacity + 1)
-            self.keys[index] = _grown(self.keys[index], size)
-            self.values[index] = _grown(self.values[index], size)
+    def buffer(self, index: int, example: torch.Tensor) -> torch.Tensor:
+        """A layer's buffer, made or grown to hold every slot handed out; one of its slots is like example[0]."""
+        while len(self.buffers) <= index:
+            self.buffers.append(example.new_zeros(0, *example.shape[1:]))
+        if self.buffers[index].shape[0] < self._fresh:
+            size = min(max(2 * self.buffers[index].shape[0], self._fresh, 256), self.capacity + 1)
+            self.buffers[index] = _grown(self.buffers[index], size)
             self.slots = size
-        return self.keys[index], self.values[index]
+        return self.buffers[index]
+
+    def gather(self, buffer: torch.Tensor, slots: torch.Tensor, *, place: int = 0) -> torch.Tensor:
+        """buffer[slots], written over the last answer in this `place`: fresh memory would cost more than the copy."""
+        size = slots.numel() * buffer[0].numel()
+        if place not in self._gathered or self._gathered[place].numel() < size:
+            self._gathered[place] = buffer.new_empty(2 * size)
+        out = self._gathered[place][:size].view(-1, *buffer.shape[1:])
+        return torch.index_select(buffer, 0, slots, out=out)
 
     @property
     def bytes(self) -> int:
         """Memory held by the buffers."""
-        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))
+        return sum(t.numel() * t.element_size() for t in self.buffers)
 
 
 def _grown(buffer: torch.Tensor, size: int) -> torch.Tensor:
@@ -89,14 +95,15 @@ class PagedCache(Cache):
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Store the new positions' keys and values [B, heads, Q, dim]; return all of the rows' [B, heads, K, dim]."""
-        keys, values = self.pool.layer(layer_idx, key_states, value_states)
-        keys[self.written] = key_states.transpose(1, 2).reshape(-1, keys.shape[1], keys.shape[2])
-        values[self.written] = value_states.transpose(1, 2).reshape(-1, values.shape[1], values.shape[2])
         rows, width = self.read.shape
-        flat = self.read.reshape(-1)
-        gathered_keys = keys.index_select(0, flat).view(rows, width, *keys.shape[1:]).transpose(1, 2)
-        gathered_values = values.index_select(0, flat).view(rows, width, *values.shape[1:]).transpose(1, 2)
-        return gathered_keys, gathered_values
+        gathered: list[torch.Tensor] = []
+        for i, new in enumerate((key_states, value_states)):
+            per_slot = new.transpose(1, 2).reshape(-1, new.shape[1], new.shape[3])
+            buffer = self.pool.buffer(2 * layer_idx + i, per_slot)
+            buffer[self.written] = per_slot
+            kept = self.pool.gather(buffer, self.read.reshape(-1), place=i)
+            gathered.append(kept.view(rows, width, *buffer.shape[1:]).transpose(1, 2))
+        return gathered[0], gathered[1]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Positions before the new ones in the longest row; models that need it per row are not run paged."""
@@ -139,6 +146,54 @@ def masks(
     return next(iter(made.values())) if len(made) == 1 else made
 
 
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """The tensors of one forward over rows whose new tokens are right-aligned: [B, Q] and, for keys, [B, K].
+
+    `written` [B*Q] and `read` [B, K] are slots; `mask` is what `masks` makes, None where every query may see all keys.
+    """
+
+    tokens: torch.Tensor
+    positions: torch.Tensor
+    written: torch.Tensor
+    read: torch.Tensor
+    mask: torch.Tensor | dict[str, torch.Tensor] | None
+
+
+def pack(
+    rows: Sequence[PagedRow],
+    *,
+    windows: dict[str, int | None],
+    dtype: torch.dtype,
+    device: torch.device,
+    unmasked: bool = False,
+) -> Packed:
+    """Lay rows out for a forward; with `unmasked` a mask that would hide nothing is left out."""
+    queries = max(len(row.new) for row in rows)
+    lengths = [len(row.slots) for row in rows]
+    width = max(lengths)
+    tokens = np.zeros((len(rows), queries), dtype=np.int64)
+    positions = np.zeros((len(rows), queries), dtype=np.int64)
+    written = np.full((len(rows), queries), TRASH, dtype=np.int64)
+    read = np.full((len(rows), width), TRASH, dtype=np.int64)
+    for i, row in enumerate(rows):
+        n, end = len(row.new), lengths[i]
+        tokens[i, queries - n :] = row.new
+        positions[i, queries - n :] = np.arange(end - n, end)
+        read[i, :end] = row.slots
+        written[i, queries - n :] = read[i, end - n : end]
+    seen = queries == 1 and min(lengths) == width and all(w is None or w >= width for w in windows.values())
+    return Packed(
+        tokens=torch.from_numpy(tokens).to(device),
+        positions=torch.from_numpy(positions).to(device),
+        written=torch.from_numpy(written.reshape(-1)).to(device),
+        read=torch.from_numpy(read).to(device),
+        mask=None
+        if unmasked and seen
+        else masks(lengths, [len(r.new) for r in rows], windows=windows, dtype=dtype, device=device),
+    )
+
+
 class PagedForward:
     """Runs a backbone or a whole causal model over paged rows."""
 
@@ -152,28 +207,12 @@ class PagedForward:
 
     def __call__(self, pool: Pool, rows: Sequence[PagedRow], **kwargs: Any) -> Any:
         """The module's output for right-aligned queries [B, Q, ...]: a row's last new token is at index -1."""
-        queries = max(len(row.new) for row in rows)
-        lengths = [len(row.slots) for row in rows]
-        width = max(lengths)
-        tokens = np.zeros((len(rows), queries), dtype=np.int64)
-        positions = np.zeros((len(rows), queries), dtype=np.int64)
-        written = np.full((len(rows), queries), TRASH, dtype=np.int64)
-        read = np.full((len(rows), width), TRASH, dtype=np.int64)
-        for i, row in enumerate(rows):
-            n, end = len(row.new), lengths[i]
-            tokens[i, queries - n :] = row.new
-            positions[i, queries - n :] = np.arange(end - n, end)
-            read[i, :end] = row.slots
-            written[i, queries - n :] = read[i, end - n : end]
-        cache = PagedCache(
-            pool, torch.from_numpy(written.reshape(-1)).to(self.device), torch.from_numpy(read).to(self.device)
-        )
-        mask = masks(lengths, [len(r.new) for r in rows], windows=self.windows, dtype=self.dtype, device=self.device)
+        packed = pack(rows, windows=self.windows, dtype=self.dtype, device=self.device)
         return self.module(
-            input_ids=torch.from_numpy(tokens).to(self.device),
-            position_ids=torch.from_numpy(positions).to(self.device),
-            attention_mask=mask,
-            past_key_values=cache,
+            input_ids=packed.tokens,
+            position_ids=packed.positions,
+            attention_mask=packed.mask,
+            past_key_values=PagedCache(pool, packed.written, packed.read),
             use_cache=True,
             **kwargs,
         )

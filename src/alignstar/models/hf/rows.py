@@ -252,9 +252,11 @@ class RowWorker:
         if self.cache is None:
             alike = [row for row in rows if len(row.ids) == len(first.ids)]
             return alike[: max(1, self.max_tokens // len(first.ids))]
+        decoding = [row for row in rows if row.pending == 1]
         if first.pending == 1:
-            return self._decode_batch([row for row in rows if row.pending == 1])
-        return self._prefill_batch([row for row in rows if row.pending > 1])
+            return self._decode_batch(decoding)
+        # What is to be prefilled may all be waiting for the last position of a row that shares its beginning.
+        return self._prefill_batch(rows) or self._decode_batch(decoding)
 
     def _decode_batch(self, rows: list[Row]) -> list[Row]:
         batch: list[Row] = []
@@ -268,19 +270,20 @@ class RowWorker:
 
     def _prefill_batch(self, rows: list[Row]) -> list[Row]:
         """Rows to prefill, no two of which would compute the same positions: the second waits for the first's."""
-        batch: list[Row] = []
-        claimed: set[tuple[int, int]] = set()
-        widest = total = 0
-        for row in rows:
+        long = [row for row in rows if row.pending > 1]
+        for row in long:
             self._rematch(row)
-            assert row.lease is not None
-            claim = (id(row.lease.node), row.ids[len(row.lease.slots)])
+        claimed = {_claim(row) for row in rows if _begun(row)}
+        batch: list[Row] = []
+        widest = total = 0
+        for row in long:
             pending = min(row.pending, max(self.max_tokens, row.want))
             wider = max(widest, pending)
             padded = (len(batch) + 1) * wider
-            if claim in claimed or (batch and (padded > self.max_tokens or padded > 2 * (total + pending))):
+            shared = _claim(row) in claimed and not _begun(row)
+            if shared or (batch and (padded > self.max_tokens or padded > 2 * (total + pending))):
                 continue
-            claimed.add(claim)
+            claimed.add(_claim(row))
             batch.append(row)
             widest, total = wider, total + pending
         return batch
@@ -328,3 +331,14 @@ class RowWorker:
         if all(row.pending for row in batch):
             return None
         return self.read(tensor)
+
+
+def _begun(row: Row) -> bool:
+    """Whether some of what the row computes is there already, but not yet for others to use."""
+    return row.lease is not None and row.lease.own > 0
+
+
+def _claim(row: Row) -> tuple[int, int]:
+    """Where a row's own positions begin; rows that share positions which nobody has published have it in common."""
+    assert row.lease is not None
+    return id(row.lease.node), row.ids[len(row.lease.slots) - row.lease.own]
