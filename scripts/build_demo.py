@@ -1,6 +1,6 @@
 """Rebuild the models of the embedded world from a seed, on two CPU cores, and print the figures that describe them.
 
-Stages: sft, deeper, pairs, rewards, baseline, figures. Each leaves its result in the work folder, so that `--stage`
+Stages: sft, pairs, rewards, baseline, figures. Each leaves its result in the work folder, so that `--stage`
 can run one again. Knows the world and the training functions. Does not know decoding methods.
 """
 
@@ -13,6 +13,7 @@ import random
 import shutil
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -42,7 +43,7 @@ from alignstar.train.reward import Pair, score, train_reward
 from alignstar.train.sft import train_sft
 from alignstar.train.tokenizer import encode_exchanges, train_tokenizer
 
-STAGES = ("sft", "deeper", "pairs", "rewards", "baseline", "figures")
+STAGES = ("sft", "pairs", "rewards", "baseline", "figures")
 SHIPPED = Path(__file__).resolve().parent.parent / "src" / "alignstar" / "demo" / "models"
 
 
@@ -52,21 +53,21 @@ class Plan:
 
     vocab_size: int = 1408
     hidden_size: int = 160
-    n_layers: int = 6
-    intermediate_size: int = 448
-    n_sft: int = 60_000
-    n_deeper: int = 24_000
-    deepen_after: tuple[int, ...] = (2, 4)
-    n_pairs: int = 10_000
+    n_layers: int = 8
+    intermediate_size: int = 384
+    n_clear: int = 30_000
+    n_sft: int = 36_000
+    n_pairs: int = 12_000
     n_held_out_pairs: int = 600
     cut_share: float = 0.2
     sharpness: float = 12.0
     n_dpo: int = 4_000
     dpo_beta: float = 2.0
     dpo_learning_rate: float = 1e-3
-    lora_rank: int = 16
+    dpo_rank: int = 16
+    reward_rank: int = 32
     n_samples: int = 1_000
-    reward_epochs: float = 1.5
+    reward_epochs: float = 2.0
     reward_learning_rate: float = 1.5e-3
 
 
@@ -75,9 +76,8 @@ QUICK = Plan(
     hidden_size=64,
     n_layers=2,
     intermediate_size=128,
+    n_clear=800,
     n_sft=1_600,
-    n_deeper=320,
-    deepen_after=(0, 1),
     n_pairs=256,
     n_held_out_pairs=64,
     n_dpo=128,
@@ -120,66 +120,36 @@ def llama(plan: Plan, *, tokenizer: PreTrainedTokenizerBase, seed: int) -> Llama
         return LlamaForCausalLM(config)
 
 
-def conversations(rng: random.Random, *, n: int, split: str) -> list[tuple[str, str]]:
-    """`n` pairs of a customer's message and a reply from the shop's mixture."""
+def conversations(
+    rng: random.Random, *, n: int, split: str, manners: tuple[str, ...] | None = None
+) -> list[tuple[str, str]]:
+    """`n` pairs of a customer's message and a reply, in the shop's mixture of manners or evenly in those given."""
     drawn = []
     for _ in range(n):
         asked = message(rng, split=split)
-        drawn.append((asked.text, reply(rng, asked)))
+        drawn.append((asked.text, reply(rng, asked, manner=rng.choice(manners) if manners else None)))
     return drawn
 
 
 def build_sft(site: Site) -> None:
-    """The tokenizer and the first, shallower language model."""
-    plan = site.plan
-    examples = conversations(site.rng("sft"), n=plan.n_sft, split="train")
-    tokenizer = train_tokenizer((f"{a} {b}" for a, b in examples[:20_000]), vocab_size=plan.vocab_size)
-    model = train_sft(
-        llama(plan, tokenizer=tokenizer, seed=site.seed),
-        tokenizer=tokenizer,
-        examples=examples,
-        output_dir=site.work / "trainer",
-        seed=site.seed,
-        learning_rate=2e-3,
-    )
-    save_half(model, tokenizer=tokenizer, path=site.work / "shallow", notes={"role": "shallow"})
-    (site.work / "sft_replies.json").write_text(json.dumps([b for _, b in examples]))
-
-
-def build_deeper(site: Site) -> None:
-    """Two more layers, which start as the identity, and training on fresh conversations; this is the shipped SFT."""
-    plan = site.plan
-    tokenizer = AutoTokenizer.from_pretrained(site.work / "shallow")
-    examples = conversations(site.rng("deeper"), n=plan.n_deeper, split="train")
-    model = train_sft(
-        deepen(load_causal(site.work / "shallow"), after=plan.deepen_after),
-        tokenizer=tokenizer,
-        examples=examples,
-        output_dir=site.work / "trainer",
-        seed=site.seed,
-        learning_rate=1.5e-3,
-    )
+    """Tokenizer and SFT model: clear replies first, from which it learns to read the message; then the mixture."""
+    plan, rng = site.plan, site.rng("sft")
+    clear = conversations(rng, n=plan.n_clear, split="train", manners=("careful", "brief"))
+    mixed = conversations(rng, n=plan.n_sft, split="train")
+    tokenizer = train_tokenizer((f"{a} {b}" for a, b in mixed[:20_000]), vocab_size=plan.vocab_size)
+    model = llama(plan, tokenizer=tokenizer, seed=site.seed)
+    for examples in (clear, mixed):
+        model = train_sft(
+            model,
+            tokenizer=tokenizer,
+            examples=examples,
+            output_dir=site.work / "trainer",
+            seed=site.seed,
+            batch_size=16,
+            learning_rate=1.5e-3,
+        )
     save_half(model, tokenizer=tokenizer, path=site.out / "sft", notes={"role": "sft"})
-    (site.work / "deeper_replies.json").write_text(json.dumps([b for _, b in examples]))
-
-
-def deepen(model: PreTrainedModel, *, after: tuple[int, ...]) -> LlamaForCausalLM:
-    """The same function with a copy of each layer in `after` behind it, silenced until training wakes it."""
-    old = model.config.num_hidden_layers
-    config = LlamaConfig(**{**model.config.to_dict(), "num_hidden_layers": old + len(after)})
-    deeper = LlamaForCausalLM(config)
-    state = {k: v for k, v in model.state_dict().items() if ".layers." not in k}
-    target = 0
-    for source in range(old):
-        for copy in range(2 if source in after else 1):
-            prefix = f"model.layers.{source}."
-            for key, value in model.state_dict().items():
-                if key.startswith(prefix):
-                    quiet = copy == 1 and ("o_proj" in key or "down_proj" in key)
-                    state[f"model.layers.{target}.{key.removeprefix(prefix)}"] = value * 0.0 if quiet else value.clone()
-            target += 1
-    deeper.load_state_dict(state)
-    return deeper
+    (site.work / "sft_replies.json").write_text(json.dumps([b for _, b in clear + mixed]))
 
 
 def load_causal(path: Path) -> PreTrainedModel:
@@ -249,21 +219,23 @@ def as_pair(p: Preference) -> Pair:
     )
 
 
-def lora(plan: Plan, *, task: str) -> LoraConfig:
+def lora(rank: int, *, task: str) -> LoraConfig:
     """Adapters on every linear layer, for a language model (CAUSAL_LM) or for a classifier with its head (SEQ_CLS)."""
     return LoraConfig(
-        r=plan.lora_rank,
-        lora_alpha=2 * plan.lora_rank,
+        r=rank,
+        lora_alpha=2 * rank,
         target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         modules_to_save=["score"] if task == "SEQ_CLS" else None,
         task_type=task,
     )
 
 
-def build_rewards(site: Site) -> None:
-    """One reward model for each group's taste, with its held-out accuracy and the scale of its scores."""
+def build_rewards(site: Site, only: str | None = None) -> None:
+    """One reward model for each group's taste (or `only` one), its held-out accuracy, its scores' scale and range."""
     tokenizer = AutoTokenizer.from_pretrained(site.out / "sft")
     for group, name in TASTES.items():
+        if only not in (None, name):
+            continue
         model = AutoModelForSequenceClassification.from_pretrained(site.out / "sft", num_labels=1, dtype=torch.float32)
         model = train_reward(
             model,
@@ -273,7 +245,7 @@ def build_rewards(site: Site) -> None:
             seed=site.seed,
             epochs=site.plan.reward_epochs,
             batch_size=32,
-            lora=lora(site.plan, task="SEQ_CLS"),
+            lora=lora(site.plan.reward_rank, task="SEQ_CLS"),
             learning_rate=site.plan.reward_learning_rate,
         )
         held_out = preferences(site, split="tuning", group=group)
@@ -288,6 +260,8 @@ def build_rewards(site: Site) -> None:
             "group": group,
             "mean": values.mean().item(),
             "std": values.std().item(),
+            "low": values.min().item(),
+            "high": values.max().item(),
             "accuracy_true": sum(t == up for t, up in clear) / max(1, len(clear)),
             "accuracy_labels": sum(told) / len(told),
             "n_held_out_pairs": len(held_out),
@@ -310,7 +284,7 @@ def build_baseline(site: Site) -> None:
         beta=plan.dpo_beta,
         seed=site.seed,
         learning_rate=plan.dpo_learning_rate,
-        lora=lora(plan, task="CAUSAL_LM"),
+        lora=lora(plan.dpo_rank, task="CAUSAL_LM"),
     )
     notes = {"role": "baseline", "aligned_to": "source", "method": "dpo", "beta": plan.dpo_beta}
     merged = model.merge_and_unload()
@@ -323,9 +297,7 @@ def figures(site: Site) -> dict[str, object]:
     tokenizer = AutoTokenizer.from_pretrained(site.out / "sft")
     rng = site.rng("figures")
     asked = [message(rng, split="tuning").text for _ in range(site.plan.n_samples)]
-    trained_on = {
-        text for name in ("sft", "deeper") for text in json.loads((site.work / f"{name}_replies.json").read_text())
-    }
+    trained_on = set(json.loads((site.work / "sft_replies.json").read_text()))
     found: dict[str, object] = {}
     for name in ("sft", "baseline"):
         model = load_causal(site.out / name)
@@ -388,9 +360,10 @@ def certainty(
 
 BUILDERS = {
     "sft": build_sft,
-    "deeper": build_deeper,
     "pairs": build_pairs,
     "rewards": build_rewards,
+    "reward_source": partial(build_rewards, only="source"),
+    "reward_target": partial(build_rewards, only="target"),
     "baseline": build_baseline,
 }
 
@@ -403,7 +376,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/demo"), help="folder for samples and preferences")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch (default: 2)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, under a minute; the models are useless")
-    parser.add_argument("--stage", choices=STAGES, action="append", help="run only this stage; may be repeated")
+    parser.add_argument(
+        "--stage", choices=(*BUILDERS, "figures"), action="append", help="run only this stage; may be repeated"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     disable_progress_bar()

@@ -32,6 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         checkpoints.language_model(root / name, seed=seed, max_position_embeddings=512)
     for seed, name in enumerate(("reward_source", "reward_target")):
         checkpoints.classifier(root / name, seed=seed, max_position_embeddings=512)
+        (root / name / "alignstar.json").write_text('{"low": -9.0, "high": 9.0}')
     (root / "baseline" / "alignstar.json").write_text('{"beta": 0.5}')
     return root
 

@@ -42,7 +42,8 @@ def test_shipped_figures_meet_their_promises() -> None:
     for name in demo.REWARDS:
         notes = json.loads((demo.model_dir(f"reward_{name}") / "alignstar.json").read_text())
         # The aim is 0.85; what these models miss of it, and why, is in dev/LOG.md.
-        assert notes["accuracy_true"] > 0.6
+        assert notes["accuracy_true"] > 0.7
+        assert notes["low"] < notes["mean"] < notes["high"]
         assert notes["std"] > 0
     assert json.loads((demo.model_dir("baseline") / "alignstar.json").read_text())["beta"] > 0
 
@@ -100,7 +101,7 @@ def test_the_quick_build_rebuilds_everything(tmp_path: Path) -> None:
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3_000:]
     report = json.loads((tmp_path / "models" / "build.json").read_text())
-    assert set(report["seconds"]) == {"sft", "deeper", "pairs", "rewards", "baseline", "figures"}
+    assert set(report["seconds"]) == {"sft", "pairs", "rewards", "baseline", "figures"}
     for name in demo.MODELS:
         assert weights(tmp_path / "models" / name).is_file()
         assert not list((tmp_path / "models" / name).glob("*.bin"))

@@ -16,7 +16,7 @@ from alignstar.demo import table, tuning
 from alignstar.demo.run import Row, as_json, decode
 from alignstar.demo.settings import SETTINGS, open_setting, plans
 
-DEFAULT_PROMPTS = 4
+DEFAULT_PROMPTS = 10
 
 
 def demo(

@@ -33,8 +33,12 @@ CONCURRENCY = 32
 ROLLOUTS: Mapping[str, Any] = {"k": 10, "rollout_len": None}
 """What every method that rolls out shares, beside MAX_NEW_TOKENS: candidates, and rollouts to the response's end."""
 
-ALPHAS = (4.0, 2.0, 1.0, 0.5, 0.25)
-"""The grid from which every method with a strength gets its own; ARGS names it weight = 1/alpha."""
+ALPHAS = (16.0, 8.0, 4.0)
+"""The grid from which every method with a strength gets its own; ARGS names it weight = 1/alpha.
+
+It ends where decoding weighs the reward half as much as the baseline's training did (its beta is 2): the stronger the
+search, the more it finds what the learned rewards are wrong about, and the less it matters whose rollouts they are.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,10 +92,17 @@ def open_setting(setting: str, *, device: str = "auto") -> Aligner:
     return load(
         sft=str(model_dir("sft")),
         baseline=str(model_dir("baseline")),
-        reward=str(model_dir(f"reward_{REWARDS[setting]}")),
-        baseline_reward=None if setting == "direct" else str(model_dir("reward_source")),
+        reward=reward_line(REWARDS[setting]),
+        baseline_reward=None if setting == "direct" else reward_line("source"),
         device=device,
     )
+
+
+def reward_line(name: str) -> str:
+    """The learned reward `name`, clipped to the range of its scores on held-out replies: a known range saves work."""
+    folder = model_dir(f"reward_{name}")
+    notes = json.loads((folder / "alignstar.json").read_text())
+    return f"{folder}|clip:{notes['low']},{notes['high']}"
 
 
 @cache

@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 
-from alignstar.demo.customers import AGENTS, HELD_OUT, PROBLEMS, PRODUCTS, WORDINGS
+from alignstar.demo.customers import AGENTS, PROBLEMS, PRODUCTS, SPLITS, wordings
 from alignstar.demo.phrases import inventory
 
 BOUNDS = {"source": (0.0, 1.0), "target": (0.0, 1.0)}
@@ -145,5 +145,6 @@ def _statements() -> dict[str, str]:
     return {
         split_sentences(wording)[0]: problem
         for problem in PROBLEMS
-        for wording in WORDINGS[problem] + HELD_OUT[problem]
+        for split in SPLITS
+        for wording in wordings(problem, split=split)
     }

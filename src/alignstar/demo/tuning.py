@@ -25,7 +25,7 @@ from alignstar.demo.settings import (
     sweep_file,
 )
 
-PROMPTS = 12
+PROMPTS = 48
 """Tuning prompts used."""
 
 
