@@ -31,13 +31,14 @@ class Judge:
         that ends with EOS where EOS is also the padding; here the attention mask tells which token is the last.
         """
         width = max(map(len, ids))
-        tokens = torch.zeros(len(ids), width, dtype=torch.long)
-        mask = torch.zeros(len(ids), width, dtype=torch.long)
+        device = self.model.device
+        tokens = torch.zeros(len(ids), width, dtype=torch.long, device=device)
+        mask = torch.zeros(len(ids), width, dtype=torch.long, device=device)
         for i, row in enumerate(ids):
-            tokens[i, : len(row)] = torch.tensor(row)
+            tokens[i, : len(row)] = torch.tensor(row, device=device)
             mask[i, : len(row)] = 1
         hidden = self.model.base_model(input_ids=tokens, attention_mask=mask).last_hidden_state
-        return self.model.score(hidden[torch.arange(len(ids)), mask.sum(1) - 1])[:, 0]
+        return self.model.score(hidden[torch.arange(len(ids), device=device), mask.sum(1) - 1])[:, 0]
 
 
 Rewards: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
@@ -59,7 +60,7 @@ def naive_transfer_q(
 
     Rollouts decode as the model's generation config says; one that ends early is filled with `pad` up to the longest.
     """
-    ids = torch.tensor([list(prompt_ids)])
+    ids = torch.tensor([list(prompt_ids)], device=model.device)
     with torch.inference_mode():
         for _ in range(max_new_tokens):
             logits, candidates = torch.topk(model(input_ids=ids).logits[0, -1], k)

@@ -1,47 +1,69 @@
 """Transfer Q* against the published loop and against plain decoding, on the same models and prompts, in one process.
 
-Prints ratios of wall time (medians of alternating repeats), tokens and sequential steps, and checks that every way of
-running Transfer Q* gives the naive loop's ids. A difference is reported, never hidden.
+Compares wall time (medians of alternating repeats), tokens, sequential steps and KV positions, and checks that every
+way of running Transfer Q* gives the naive loop's ids. A difference is reported, never hidden. What the naive loop and
+`generate` push is counted at their models; ours is what Usage says.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from statistics import median
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
-from alignstar.aligner import Aligner
 from alignstar.bench.naive import naive_transfer_q
-from alignstar.bench.setups import Setup, mean_entropy
+from alignstar.bench.rows import Decoded, Difference, Row, Way, alternate, near_tie_steps, pushed_through
+from alignstar.bench.setups import KV_TOKENS, Setup, decision_entropy
 from alignstar.types import Ids, Response
 
-K, ROLLOUT_LEN, ALPHA = 10, 20, 1.0
-COMMON: Mapping[str, Any] = {
-    "method": "transfer-q", "k": K, "rollout_len": ROLLOUT_LEN, "alpha": ALPHA, "transfer": "direct",
-    "rollout_past_max": True,
-}  # fmt: skip
+NAIVE, GENERATE, GREEDY, OURS = "naive", "transformers generate", "greedy", "ours"
+SKIPPING = "+ certified skipping"
 
-VARIANTS: Mapping[str, Mapping[str, Any]] = {
+SAVINGS: Mapping[str, Mapping[str, Any]] = {
     "shared prefixes": {"acceleration": "off"},
     "+ spine": {"window": 1, "skip": False},
-    "+ certified skipping": {"window": 1},
-    "+ window of 8": {"window": 8},
+    SKIPPING: {"window": 1},
+    OURS: {},
 }
-"""Each with the savings of those above it."""
+"""Each with the savings of those above it; the last one is the method as it comes."""
+
+PLAIN = (GREEDY, GENERATE)
+
+PER_TOKEN = (
+    "lm_tokens", "rm_tokens", "sequential_steps", "discarded_tokens", "recomputed_tokens", "candidates", "certified",
+)  # fmt: skip
+"""Counts of Usage that are told per emitted token."""
+
+TEXTS_AT_ONCE = 10
+"""Texts in one request to the reward model, at most, in multiples of k: a window of positions and some room."""
 
 
-@dataclass(slots=True)
-class Row:
-    """One way of decoding: seconds of every repeat, ids per prompt, and counts per emitted token."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What is decoded and how often. `naive_tokens`: the naive loop, which costs seconds per token, decodes so many.
 
-    name: str
-    ids: tuple[Ids, ...] = ()
-    seconds: list[float] = field(default_factory=list[float])
-    counts: dict[str, float] = field(default_factory=dict[str, float])
+    `each_saving` false leaves out everything but naive, ours and plain decoding.
+    """
+
+    tokens: int = 96
+    naive_tokens: int | None = None
+    repeats: int = 3
+    k: int = 10
+    rollout_len: int = 20
+    alpha: float = 1.0
+    each_saving: bool = True
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of Transfer Q*, common to all ways. Rollouts go on past the last token, as the published ones do."""
+        return {
+            "method": "transfer-q", "k": self.k, "rollout_len": self.rollout_len, "alpha": self.alpha,
+            "transfer": "direct", "rollout_past_max": True,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,119 +72,159 @@ class Outcome:
 
     setup: str
     clip: float | None
-    tokens: int
     prompts: int
+    work: Work
+    prompt_entropy: float
     entropy: float
     rows: tuple[Row, ...]
 
-    def ratio(self, row: Row) -> float:
-        """How many times faster than naive: the median over repeats of paired ratios."""
-        return median(n / own for n, own in zip(self.rows[0].seconds, row.seconds, strict=False))
+    @property
+    def naive(self) -> Row:
+        """What the others are compared with."""
+        return self.rows[0]
 
-    def equal(self, row: Row) -> bool:
-        """Whether the ids are the naive loop's."""
-        return row.ids == self.rows[0].ids
+    def difference(self, row: Row) -> Difference | None:
+        """From naive's ids; plain decoding is not compared."""
+        return None if row.name in PLAIN else row.difference(self.naive)
+
+    @property
+    def wrong(self) -> list[str]:
+        """The ways whose ids differ from naive's where no near tie excuses it."""
+        found = [(row.name, self.difference(row)) for row in self.rows]
+        return [name for name, difference in found if difference is not None and not difference.near_tie]
 
     def as_json(self) -> dict[str, Any]:
-        """Everything printed, and the seconds behind it."""
+        """Keys of a run.
+
+        setup, clip (null: no range), prompts, tokens, naive_tokens, k, rollout_len, alpha; prompt_entropy (mean over
+        the prompts' positions) and entropy (over the states that naive decided in), nats; rows, naive first. A row has
+        name, seconds (every repeat), emitted (tokens of all prompts), tokens (of one), x_naive (median paired ratio of
+        seconds per token), ids_equal, first_difference (null, or prompt, token, near_tie), and per emitted token
+        lm_tokens, rm_tokens, sequential_steps; lm_kv and rm_kv, the most KV positions held by either model. Ours also
+        has discarded_tokens, recomputed_tokens, candidates and certified per token, the shares evaluated and
+        without_rollout, near_ties of the whole run.
+        """
         return {
-            "setup": self.setup, "clip": self.clip, "tokens": self.tokens, "prompts": self.prompts,
-            "next_token_entropy": self.entropy, "k": K, "rollout_len": ROLLOUT_LEN, "alpha": ALPHA,
-            "rows": [
-                {"name": r.name, "seconds": r.seconds, "x_naive": self.ratio(r), "ids_equal": self.equal(r), **r.counts}
-                for r in self.rows
-            ],
+            "setup": self.setup, "clip": self.clip, "prompts": self.prompts, "tokens": self.work.tokens,
+            "naive_tokens": self.naive.tokens, "k": self.work.k, "rollout_len": self.work.rollout_len,
+            "alpha": self.work.alpha, "prompt_entropy": self.prompt_entropy, "entropy": self.entropy,
+            "rows": [self._row(row) for row in self.rows],
         }  # fmt: skip
 
+    def _row(self, row: Row) -> dict[str, Any]:
+        told = row.as_json() | {"x_naive": row.times_faster_than(self.naive)}
+        if row.name in PLAIN:
+            return told
+        where = self.difference(row)
+        place = None if where is None else {"prompt": where.prompt, "token": where.token, "near_tie": where.near_tie}
+        return told | {"ids_equal": where is None, "first_difference": place}
 
-def run(setup: Setup, *, tokens: int, repeats: int, on_row: Callable[[str], None]) -> Outcome:
+
+def run(setup: Setup, work: Work, *, on_way: Callable[[str], None]) -> Outcome:
     """Every way in turn, `repeats` times; each starts cold."""
-    naive, plain = Row("naive"), Row("transformers generate")
-    ours = [Row(name) for name in VARIANTS if setup.clip is not None or name != "+ certified skipping"]
-    greedy = Row("greedy")
-    for _ in range(repeats):
-        on_row(naive.name)
-        _time(naive, lambda: _naive(setup, tokens, naive))
-        for row in ours:
-            on_row(row.name)
-            with setup.aligner() as aligner:
-                _time(row, lambda row=row, aligner=aligner: _ours(aligner, setup, tokens, row, VARIANTS[row.name]))
-        on_row(greedy.name)
-        with setup.aligner() as aligner:
-            _time(greedy, lambda aligner=aligner: _ours(aligner, setup, tokens, greedy, None))
-        on_row(plain.name)
-        _time(plain, lambda: _generate(setup, tokens, plain))
-    sequences = [p.ids + ids for p, ids in zip(setup.prompts, naive.ids, strict=True)]
+    ways: dict[str, Way] = {NAIVE: partial(naive, setup, work)}
+    left_out = set() if work.each_saving else set(SAVINGS) - {OURS}
+    if setup.clip is None:
+        left_out.add(SKIPPING)  # nothing can be skipped: it would be the row above it
+    for name in (name for name in SAVINGS if name not in left_out):
+        ways[name] = partial(ours, setup, tokens=work.tokens, **work.options, **SAVINGS[name])
+    ways[GREEDY] = partial(ours, setup, tokens=work.tokens, method="greedy", model="baseline")
+    ways[GENERATE] = partial(generate, setup, tokens=work.tokens)
+    rows = alternate(ways, repeats=work.repeats, on_way=on_way)
     return Outcome(
         setup=setup.name,
         clip=setup.clip,
-        tokens=tokens,
         prompts=len(setup.prompts),
-        entropy=mean_entropy(setup.model, sequences),
-        rows=(naive, *ours, greedy, plain),
+        work=work,
+        prompt_entropy=setup.entropy,
+        entropy=decision_entropy(setup, rows[0].runs[0].ids),
+        rows=tuple(rows),
     )
 
 
-def _time(row: Row, decode: Callable[[], Sequence[Ids]]) -> None:
-    started = time.perf_counter()
-    ids = tuple(decode())
-    row.seconds.append(time.perf_counter() - started)
-    assert not row.ids or row.ids == ids, f"{row.name} gave other ids in another repeat"
-    row.ids = ids
-
-
-def _naive(setup: Setup, tokens: int, row: Row) -> list[Ids]:
-    """One prompt after another. Its tokens are counted from the shapes that it pushes."""
+def naive(setup: Setup, work: Work) -> Decoded:
+    """The published loop, one prompt after another."""
+    tokens = work.tokens if work.naive_tokens is None else min(work.naive_tokens, work.tokens)
     made: list[Ids] = []
-    pushed = 0
-    for prompt in setup.prompts:
-        ids = naive_transfer_q(
-            setup.model,
-            prompt.ids,
-            lambda rows, prompt=prompt: setup.judged(prompt, rows),
-            k=K,
-            weight=1.0 / ALPHA,
-            rollout_len=ROLLOUT_LEN,
-            max_new_tokens=tokens,
-        )
-        made.append(tuple(ids))
-        # generate prefills k rows of the prompt, the response and a candidate, then pushes all but the last new token
-        lengths = [len(prompt.ids) + t for t in range(tokens)]
-        pushed += sum(n + K * (n + 1 + ROLLOUT_LEN - 1) for n in lengths)
-    row.counts = {"lm_tokens": pushed / (tokens * len(made)), "sequential_steps": float(ROLLOUT_LEN + 1)}
-    return made
-
-
-def _ours(aligner: Aligner, setup: Setup, tokens: int, row: Row, options: Mapping[str, Any] | None) -> list[Ids]:
-    how = {"method": "greedy", "model": "baseline"} if options is None else {**COMMON, **options}
-    responses = aligner.generate_many(setup.prompts, max_new_tokens=tokens, **how)
-    row.counts = _counts(responses)
-    return [r.ids for r in responses]
-
-
-def _counts(responses: Sequence[Response]) -> dict[str, float]:
-    """Usage per emitted token, and how often nothing had to be rolled out."""
-    emitted = sum(len(r.ids) for r in responses)
-    names = ("lm_tokens", "rm_tokens", "sequential_steps", "discarded_tokens", "candidates", "certified")
-    counts = {name: sum(getattr(r.usage, name) for r in responses) / emitted for name in names}
-    steps = [step for r in responses for step in r.steps]
-    counts["near_ties"] = float(sum(r.usage.near_ties for r in responses))
-    counts["steps_without_rollout"] = sum(len(s.considered) <= 1 for s in steps) / len(steps)
-    counts["peak_kv_tokens"] = float(max(r.usage.peak_kv_tokens for r in responses))
-    return counts
-
-
-def _generate(setup: Setup, tokens: int, row: Row) -> list[Ids]:
-    """The library's own greedy decoding: prompts of one length together, as its users would."""
-    made: dict[int, Ids] = {}
-    lengths = {len(p.ids) for p in setup.prompts}
-    for length in lengths:
-        mine = [i for i, p in enumerate(setup.prompts) if len(p.ids) == length]
-        rows = torch.tensor([setup.prompts[i].ids for i in mine])
-        with torch.inference_mode():
-            out = setup.model.generate(
-                rows, attention_mask=torch.ones_like(rows), do_sample=False, max_new_tokens=tokens, pad_token_id=0
+    with pushed_through(setup.model) as lm, pushed_through(setup.judge.model.base_model) as rm:
+        started = time.perf_counter()
+        for prompt in setup.prompts:
+            ids = naive_transfer_q(
+                setup.model,
+                prompt.ids,
+                partial(setup.judged, prompt),
+                k=work.k,
+                weight=1.0 / work.alpha,
+                rollout_len=work.rollout_len,
+                max_new_tokens=tokens,
             )
-        made.update((i, tuple(ids[length:])) for i, ids in zip(mine, out.tolist(), strict=True))
-    row.counts = {"lm_tokens": 1.0, "sequential_steps": 1.0}
-    return [made[i] for i in range(len(setup.prompts))]
+            made.append(tuple(ids))
+        seconds = time.perf_counter() - started
+    emitted = tokens * len(made)
+    counts = {
+        "lm_tokens": lm.tokens / emitted,
+        "rm_tokens": rm.tokens / emitted,
+        "sequential_steps": lm.forwards / emitted,
+        "lm_kv": float(lm.widest),
+        "rm_kv": float(rm.widest),
+    }
+    return Decoded(ids=tuple(made), seconds=seconds, counts=counts)
+
+
+def ours(setup: Setup, *, tokens: int, lm_kv: int = KV_TOKENS, **options: Any) -> Decoded:
+    """Alignstar on a cold engine, all prompts together; opening the engine is not timed.
+
+    `lm_kv` bounds the positions of the language model. The reward model has room for the texts of one request, which
+    the engine admits as if they shared nothing.
+    """
+    longest = max(len(p.ids) for p in setup.prompts) + tokens + options.get("rollout_len", 0)
+    rm_kv = max(KV_TOKENS, TEXTS_AT_ONCE * options.get("k", 1) * longest)
+    with setup.opened(lm_kv=lm_kv, rm_kv=rm_kv) as opened:
+        started = time.perf_counter()
+        responses = opened.aligner.generate_many(setup.prompts, max_new_tokens=tokens, **options)
+        seconds = time.perf_counter() - started
+        rm_held = opened.heads.held
+    return Decoded(
+        ids=tuple(r.ids for r in responses),
+        seconds=seconds,
+        counts=_counts(responses, rm_held),
+        doubtful=near_tie_steps(responses),
+    )
+
+
+def _counts(responses: Sequence[Response], rm_kv: int) -> dict[str, float]:
+    """Usage per emitted token, how often nothing had to be rolled out, and the positions held."""
+    emitted = sum(len(r.ids) for r in responses)
+    counts = {name: sum(getattr(r.usage, name) for r in responses) / emitted for name in PER_TOKEN}
+    steps = [step for r in responses for step in r.steps]
+    if counts["candidates"]:
+        counts["evaluated"] = 1.0 - counts["certified"] / counts["candidates"]
+        counts["without_rollout"] = sum(len(s.considered) <= 1 for s in steps) / len(steps)
+    counts["near_ties"] = float(sum(r.usage.near_ties for r in responses))
+    counts["lm_kv"] = float(max(r.usage.peak_kv_tokens for r in responses))
+    return counts | {"rm_kv": float(rm_kv)}
+
+
+def generate(setup: Setup, *, tokens: int) -> Decoded:
+    """The library's own greedy decoding, all prompts in one batch, padded at the left."""
+    width = max(len(p.ids) for p in setup.prompts)
+    rows = torch.zeros(len(setup.prompts), width, dtype=torch.long, device=setup.device)
+    mask = torch.zeros_like(rows)
+    for i, prompt in enumerate(setup.prompts):
+        rows[i, width - len(prompt.ids) :] = torch.tensor(prompt.ids)
+        mask[i, width - len(prompt.ids) :] = 1
+    with torch.inference_mode(), pushed_through(setup.model) as lm:
+        started = time.perf_counter()
+        made = setup.model.generate(
+            rows, attention_mask=mask, do_sample=False, max_new_tokens=tokens, pad_token_id=0
+        ).tolist()
+        seconds = time.perf_counter() - started
+    emitted = tokens * len(made)
+    counts = {
+        "lm_tokens": lm.tokens / emitted,
+        "rm_tokens": 0.0,
+        "sequential_steps": lm.forwards / tokens,
+        "lm_kv": float(lm.widest),
+        "rm_kv": 0.0,
+    }
+    return Decoded(ids=tuple(tuple(ids[width:]) for ids in made), seconds=seconds, counts=counts)

@@ -20,12 +20,17 @@ COMMANDS = {
     "demo": "Decode held-out prompts with every method on the embedded models; a table of reward, KL and cost.",
     "methods": "What methods there are: paper, needs, cost; or one method's options.",
     "generate": "Decode prompts with your own models, reward and method.",
+    "eval": "Compare methods by a recipe: decode its prompts, score every reply, keep all of it; goes on after a stop.",
+    "judge": "Let a language model behind an endpoint compare a run's replies, pair by pair.",
+    "report": "What an evaluation found: one page that opens anywhere, and tables as JSON, CSV and LaTeX.",
+    "train": "Train a part that decoding uses, a value head, by a recipe file.",
     "theory": "Check Theorem 1 on random tabular worlds, by enumeration.",
     "bench": "The comparisons behind the figures: the same decoding done in several ways, cost and identity.",
 }
-"""Subcommand -> its line in the help. The function of the same name lies in the file of the same name."""
+"""Subcommand -> its line in the help. What it runs, a function or an application, lies by its name in such a file."""
 
 _EXTRAS = {
+    "eval": ("datasets", "pyarrow", "jinja2", "markupsafe"),
     "hf": ("torch", "transformers", "safetensors", "tokenizers", "peft"),
     "train": ("trl", "accelerate", "datasets"),
 }
@@ -67,12 +72,15 @@ def build(arguments: Sequence[str]) -> typer.Typer:
     app.callback()(_top_level)
     chosen = next((word for word in arguments if not word.startswith("-")), None)
     for name, line in COMMANDS.items():
-        function = _command(name) if name == chosen else _not_chosen
-        app.command(name, short_help=line)(function)
+        command = _command(name) if name == chosen else _not_chosen
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name, short_help=line)
+        else:
+            app.command(name, short_help=line)(command)
     return app
 
 
-def _command(name: str) -> Callable[..., None]:
+def _command(name: str) -> Callable[..., None] | typer.Typer:
     return getattr(importlib.import_module(f"alignstar.cli.{name}"), name)
 
 

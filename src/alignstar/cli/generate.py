@@ -31,6 +31,7 @@ Sft = Annotated[str | None, _flag("Models", help="The SFT model: a folder or a h
 Baseline = Annotated[str | None, _flag("Models", help="An already aligned model: a folder or a hub id.")]
 RewardLines = Annotated[list[str] | None, _flag("Models", "--reward", help="A reward; several are added up.")]
 BaselineReward = Annotated[str | None, _flag("Models", help="The reward that the baseline was aligned to.")]
+Value = Annotated[str | None, _flag("Models", help="A value head, as `alignstar train value` writes it: a folder.")]
 Device = Annotated[str, _flag("Models", help="cpu, cuda, mps or auto.")]
 Dtype = Annotated[str, _flag("Models", help="float32, bfloat16, ... or auto.")]
 Trust = Annotated[bool, _flag("Models", "--trust-remote-code", help="Run code that comes with a model.")]
@@ -58,6 +59,7 @@ def generate(
     baseline: Baseline = None,
     reward: RewardLines = None,
     baseline_reward: BaselineReward = None,
+    value: Value = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     trust_remote_code: Trust = False,
@@ -93,6 +95,7 @@ def generate(
                 baseline=baseline,
                 reward=reward,
                 baseline_reward=baseline_reward,
+                value=value,
                 device=device,
                 dtype=dtype,
                 trust_remote_code=trust_remote_code,

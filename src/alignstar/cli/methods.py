@@ -14,6 +14,12 @@ from rich.text import Text
 
 from alignstar.methods import METHODS, resolve
 
+LETTERS = (
+    "P prompt, T response, L rollout or lookahead; "
+    "k candidates, n rollouts of each, N responses drawn, b beams, U groups"
+)
+"""What the formulas of `cost` are made of."""
+
 
 def methods(
     name: Annotated[str | None, typer.Argument(help="A method, to see its options.", show_default=False)] = None,
@@ -54,32 +60,35 @@ def _options(name: str) -> list[dict[str, object]]:
 
 def _print_methods(rows: list[dict[str, object]]) -> None:
     console = Console()
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_lines=True)
-    table.add_column("method", no_wrap=True, style="bold")
-    table.add_column("what it does, needs and costs")
-    for row in rows:
-        details = Text(f"{row['summary']}\n")
-        for key in ("paper", "needs", "streams", "cost"):
-            details.append(f"{key} ", style="dim").append(f"{row[key]}  ")
-        table.add_row(str(row["method"]), details)
-    console.print(table)
-    console.print(
-        "Cost in tokens per prompt: P prompt, T response, L rollout; k candidates, n rollouts, N responses.",
-        style="dim",
-    )
+    console.print(_facts(rows))
+    console.print(f"\nCost in tokens per prompt: {LETTERS}.", style="dim", highlight=False)
+    console.print("Options of one: alignstar methods NAME.", style="dim", highlight=False)
 
 
 def _print_options(name: str, rows: list[dict[str, object]]) -> None:
-    entry = METHODS[name]
     console = Console()
-    console.print(f"{name}: {entry.summary}. Paper: {entry.paper}. Needs: {entry.needs}.", markup=False)
+    console.print(_facts([row for row in _methods() if row["method"] == name]))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in rows[0] if rows else ():
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(_cell(row, column) for column in row))
     console.print(table)
-    console.print("Pass one as -o name=value.", style="dim")
+    console.print("Pass one as -o name=value.", style="dim", highlight=False)
+
+
+def _facts(rows: list[dict[str, object]]) -> Table:
+    """Each method with what it does, and below it everything else that the table tells of it."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    for number, row in enumerate(rows):
+        if number:
+            grid.add_row()
+        told = {key: str(value) for key, value in row.items()}
+        grid.add_row(Text(told.pop("method"), style="bold"), Text(told.pop("summary")))
+        for key, value in told.items():
+            grid.add_row(Text(f"  {key}", style="dim"), Text(value))
+    return grid
 
 
 def _cell(row: Mapping[str, object], column: str) -> Text:

@@ -7,7 +7,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,17 +35,18 @@ class Bar:
 
 
 @contextmanager
-def progress_bar(*, total: int, doing: str = "") -> Generator[Bar]:
-    """A bar that counts to `total` and leaves no trace."""
+def progress_bar(*, total: int, doing: str = "", done: int = 0, remaining: bool = False) -> Generator[Bar]:
+    """A bar that counts from `done` to `total` and leaves no trace; with `remaining` it guesses the time left."""
     console = Console(stderr=True)
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        *([TextColumn("left"), TimeRemainingColumn()] if remaining else []),
         console=console,
         transient=True,
         disable=not console.is_terminal,
     )
     with progress:
-        yield Bar(progress, progress.add_task(doing, total=total))
+        yield Bar(progress, progress.add_task(doing, total=total, completed=done))
