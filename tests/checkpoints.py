@@ -9,6 +9,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
+from alignstar.models.hf.value import HeadConfig, ValueHead, save_head
+
 CONTEXT = 96
 
 
@@ -68,4 +70,15 @@ def pickled(folder: Path, *, seed: int) -> Path:
     model.config.save_pretrained(folder)
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
     tokenizer().save_pretrained(folder)
+    return folder
+
+
+def value_head(folder: Path, *, seed: int = 0, state_size: int = 16, **config: Any) -> Path:
+    """Write a value head with random weights; its folder."""
+    torch.manual_seed(seed)
+    head = ValueHead(HeadConfig(state_size=state_size, mean=0.5, scale=1.5, **config))
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.normal_(0, 0.5)
+    save_head(head, folder, notes={})
     return folder

@@ -63,9 +63,9 @@ def test_weights_are_in_memory_once():
     assert isinstance(first, FusedForward)
     assert isinstance(second, FusedForward)
     for a, b, block in zip(first.layers, second.layers, model.model.layers, strict=True):
-        assert a.qkv.data_ptr() == b.qkv.data_ptr() == block.self_attn.q_proj.weight.data_ptr()
-        assert a.gate_up.data_ptr() == b.gate_up.data_ptr() == block.mlp.gate_proj.weight.data_ptr()
-        assert a.qkv.untyped_storage().data_ptr() == block.self_attn.v_proj.weight.untyped_storage().data_ptr()
+        assert a.qkv.weight.data_ptr() == b.qkv.weight.data_ptr() == block.self_attn.q_proj.weight.data_ptr()
+        assert a.gate_up.weight.data_ptr() == b.gate_up.weight.data_ptr() == block.mlp.gate_proj.weight.data_ptr()
+        assert a.qkv.weight.untyped_storage().data_ptr() == block.self_attn.v_proj.weight.untyped_storage().data_ptr()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.detach(), before[name], rtol=0, atol=0)
 

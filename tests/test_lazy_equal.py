@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import alignstar
@@ -144,7 +145,8 @@ async def test_the_same_tokens(block: int) -> None:
         elif world.how["wave"] is None:
             steps_plain, steps_lazy = steps_plain + full_price.sequential_steps, steps_lazy + price.sequential_steps
     assert certified > WORLDS
-    assert steps_lazy < steps_plain
+    # Where others win nearly everywhere, short windows save tokens and may wait a little more.
+    assert steps_lazy <= 1.02 * steps_plain
 
 
 async def test_a_range_that_does_not_hold_shows() -> None:
@@ -240,3 +242,26 @@ async def test_the_whole_vocabulary_is_looked_at_no_further_than_it_can_win() ->
     asked.clear()
     await world.run(selection="sample")
     assert {top for top in asked if top is not None} == {6}
+
+
+class LessA(ToyReward):
+    """Dislikes the letter A, and knows no bound."""
+
+    def value(self, prompt: Prompt, text: str, complete: bool) -> float:
+        return -float(text.count("A"))
+
+
+async def test_a_window_is_short_where_others_win() -> None:
+    """A is always the most probable token and never wins: what a long window evaluates further ahead is for nothing."""
+    law = np.log(np.array([0.5, 0.2, 0.15, 0.15 - 1e-9, 1e-9]))
+    options = {"k": 3, "weight": 50.0, "rollout_len": 4, "rollout_past_max": True, "max_new_tokens": 16}
+    costs = {}
+    for window in (1, 8):
+        world = World(
+            model=ToyModel(lambda prefix: law, vocab_size=5), n_eos=1, reward=LessA(), options=options,
+            how={"window": window},
+        )  # fmt: skip
+        steps, usage = await world.run()
+        assert [step.emitted for step in steps] == [(1,)] * 16
+        costs[window] = usage.lm_tokens
+    assert costs[8] < 2 * costs[1]

@@ -1,4 +1,4 @@
-"""Greedy, sample, best-of-n and ARGS against enumeration."""
+"""Greedy, sample and ARGS against enumeration."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,6 @@ import pytest
 from alignstar.errors import NeedsError
 from alignstar.meter import Meter, metering
 from alignstar.methods.args import args
-from alignstar.methods.best_of_n import best_of_n
 from alignstar.methods.plain import greedy, sample
 from alignstar.models.toy import ToyModel, ToyReward
 from alignstar.sampling import Noise, Sampling
@@ -69,48 +68,6 @@ async def test_plain_cost():
     with metering(meter):
         await steps_of(greedy(PROMPT, sft=model, max_new_tokens=7))
     assert (meter.usage().lm_tokens, meter.usage().sequential_steps) == (len(PROMPT.ids) + 6, 7)
-
-
-@pytest.mark.parametrize(("n", "mean"), [(1, 0.347), (2, 0.531930), (4, 0.732317)])
-async def test_best_of_n_law(n, mean):
-    """P(y) = F(y)^n - F(y-)^n, F the distribution function of the reward."""
-    world, draws = w1()[0], 2000
-    p = dict(world.completions(world.sft, ()))
-    ranked = sorted(RESPONSES, key=world.r)
-    below = np.concatenate([[0.0], np.cumsum([p[y] for y in ranked])])
-    exact = dict(zip(ranked, np.diff(below**n), strict=True))
-    assert sum(exact[y] * world.r(y) for y in RESPONSES) == pytest.approx(mean, abs=6e-7)
-    counts = dict.fromkeys(RESPONSES, 0)
-    for seed in range(draws):
-        steps = best_of_n(PROMPT, sft=world.sft, reward=scorer(world.reward), n=n, seed=seed, **TWO)
-        counts[ids_of(await steps_of(steps))] += 1
-    for y in RESPONSES:
-        assert counts[y] / draws == pytest.approx(exact[y], abs=4 * np.sqrt(exact[y] / draws))
-
-
-async def test_best_of_1_is_sampling_and_more_draws_are_never_worse():
-    for seed in range(20):
-        world = random_world(seed, horizon=6)
-        options = {"sft": world.sft, "reward": scorer(world.reward, 4), "max_new_tokens": 6, "seed": seed}
-        runs = [(await steps_of(best_of_n(PROMPT, n=n, **options)))[0] for n in (1, 2, 4, 8)]
-        plain = await steps_of(sample(PROMPT, sft=world.sft, max_new_tokens=6, seed=seed))
-        assert runs[0].emitted == ids_of(plain)
-        assert runs[0].finish == plain[-1].finish
-        won = [run.considered[run.chosen].value for run in runs]
-        assert won == sorted(won)
-        for run in runs:
-            assert run.considered[run.chosen].value == max(c.value for c in run.considered)
-            assert run.considered[: len(runs[1].considered)] == runs[1].considered[: len(run.considered)]
-
-
-async def test_best_of_n_without_usable_rewards_keeps_the_first():
-    world = w1()[0]
-    nothing = ToyReward(nan=frozenset(("", "A", "B", "AA", "AB", "BA", "BB")))
-    meter = Meter()
-    with metering(meter):
-        steps = await steps_of(best_of_n(PROMPT, sft=world.sft, reward=scorer(nothing), n=4, **TWO))
-    assert steps[0].chosen == 0
-    assert meter.usage().nan_rewards == 4
 
 
 async def test_args_law():

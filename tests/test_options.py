@@ -83,7 +83,7 @@ def test_other_names():
         ({"seed": "x"}, r"seed=x must be a whole number"),
         ({"alpha": 1.0, "weight": 1.0}, r"alpha=1.0 and weight=1.0 say the same thing; give one"),
         ({"rolout_len": 3}, r"'rolout_len' is no option of transfer-q; did you mean rollout_len\? Known: "),
-        ({"zzz": 3}, r"'zzz' is no option of transfer-q; known: acceleration, alpha, "),
+        ({"zzz": 3}, r"'zzz' is no option of transfer-q; known: acceleration, adaptive_rollouts, "),
         ({"reward": 3}, r"'reward' is no option of transfer-q"),
     ],
 )
@@ -109,7 +109,7 @@ def test_every_option_has_a_rule_and_a_meaning(method):
 
 def test_roles():
     needs = {need.name: need for need in roles("transfer-q")}
-    assert list(needs) == ["sft", "baseline", "reward", "baseline_reward"]
+    assert list(needs) == ["sft", "baseline", "reward", "baseline_reward", "value"]
     assert needs["reward"].required
     assert not needs["baseline_reward"].required
     assert needs["baseline"].tokens

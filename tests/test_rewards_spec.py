@@ -8,6 +8,7 @@ import pytest
 from alignstar.errors import OptionError
 from alignstar.rewards import Reward
 from alignstar.rewards.combine import WeightedSum
+from alignstar.rewards.groups import Game, GroupRewards
 from alignstar.rewards.spec import RewardSpec, Transformation, build_reward, parse_reward
 from alignstar.types import Message, Prompt, Reply
 
@@ -121,3 +122,41 @@ def test_what_is_wrong_is_said_in_one_sentence(line: str, part: str) -> None:
         build(line if line != "nan*dir" else "nan*dir?x=1")
     assert part in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_groups_are_lines_inside_a_line() -> None:
+    line = "0.5*min(dir?output=1|standardise:1,2; 2*rule:keywords?present=a%3Bb,(c))|clip:-1,1"
+    spec = parse_reward(line)
+    assert (spec.kind, spec.target, spec.weight, spec.numbers) == ("groups", "min", 0.5, ())
+    assert [(part.kind, part.target, part.weight) for part in spec.parts] == [
+        ("classifier", "dir", 1.0),
+        ("rule", "keywords", 2.0),
+    ]
+    assert spec.transformations == (Transformation(name="clip", numbers=(-1.0, 1.0)),)
+    assert score("a;b", line) == pytest.approx(0.5 * min((2.0 - 1.0) / 2.0, 2 * 0.5))
+    assert score("x", "min(rule:length?max_words=1;rule:keywords?present=a)", "rule:length?max_words=1") == 1.0
+    soft = build("soft_min(2, 1, 3; rule:length?max_words=1; rule:keywords?present=a)")
+    assert isinstance(soft, GroupRewards)
+    assert (soft.kappa, soft.prior, soft.game) == (2.0, (0.25, 0.75), None)
+    played = build("game(0.5,8; dir; rule:length?max_words=1)")
+    assert isinstance(played, GroupRewards)
+    assert played.game == Game(beta=0.5, draws=8)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["soft_min(a; b)"], "'a' in reward='soft_min\\(a; b\\)' cannot be read"),
+        (["soft_min(1,2; dir; dir)"], "must read soft_min\\(KAPPA; LINE; ...\\)"),
+        (["game(; dir)"], "must read .* game\\(BETA,DRAWS; LINE; ...\\) with a whole number of DRAWS"),
+        (["game(1,2.5; dir)"], "with a whole number of DRAWS"),
+        (["2*game(1; dir)"], "is a game, which stands alone; weight and transform its groups instead"),
+        (["game(1; dir)|sigmoid"], "is a game, which stands alone"),
+        (["game(1; dir)", "dir"], "A game stands alone; write what is to be added inside its groups"),
+        (["min(dir; min(dir))"], "has groups inside groups; write all groups in one"),
+        (["min()"], "names no reward"),
+    ],
+)
+def test_groups_that_make_no_sense_are_refused(lines: list[str], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        build(*lines)

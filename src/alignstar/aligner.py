@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, TypeAlias
 
@@ -23,8 +24,10 @@ from alignstar.methods.presets import Preset
 from alignstar.methods.presets import preset as preset_named
 from alignstar.methods.roles import models_used
 from alignstar.models import Sampler, TokenModel
+from alignstar.models.value import ValueModel
 from alignstar.options import RoleNeed, complete, roles
 from alignstar.rewards import Reward, Scorer
+from alignstar.rewards.groups import has_game, weighted_for
 from alignstar.rewards.limits import reading
 from alignstar.streaming import AsyncStream, Emit, Reader, Stream
 from alignstar.text import Codec, Stops
@@ -36,14 +39,15 @@ Request: TypeAlias = str | Sequence[Message] | Prompt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Plan:
-    """A request that was found in order; `start` makes the method's generator."""
+    """A request that was found in order; `start`, called with what is `bound`, makes the method's generator."""
 
     prompt: Prompt
     method: str
     options: Mapping[str, Any]
     seed: int
     stops: Stops
-    start: Callable[[], AsyncGenerator[Step, None]]
+    bound: Mapping[str, Any]
+    start: Callable[..., AsyncGenerator[Step, None]]
 
 
 class Aligner:
@@ -62,6 +66,7 @@ class Aligner:
         baseline: Sampler | None = None,
         reward: Reward | None = None,
         baseline_reward: Reward | None = None,
+        value: ValueModel | None = None,
         codec: Codec,
         engine: Engine | None = None,
     ) -> None:
@@ -69,6 +74,7 @@ class Aligner:
         rewards = {"reward": reward, "baseline_reward": baseline_reward}
         self.models: Mapping[str, Sampler] = {role: m for role, m in models.items() if m is not None}
         self.rewards: Mapping[str, Reward] = {role: r for role, r in rewards.items() if r is not None}
+        self.values: Mapping[str, ValueModel] = {} if value is None else {"value": value}
         self.codec = codec
         self._engine = engine
 
@@ -155,7 +161,7 @@ class Aligner:
         reader, taken = Reader(self.codec, plan.stops), list[Step]()
         started = time.perf_counter()
         with metering(Meter()) as meter:
-            async with aclosing(plan.start()) as steps:
+            async with aclosing(plan.start(**await self._after_games(plan))) as steps:
                 async for step in steps:
                     taken.append(reader.read(step))
                     await emit(taken[-1])
@@ -174,6 +180,25 @@ class Aligner:
             steps=tuple(taken),
             options=plan.options,
         )
+
+    @property
+    def _reference(self) -> str:
+        """The role of the model from which a game's responses are drawn."""
+        return "sft" if "sft" in self.models else "baseline"
+
+    async def _after_games(self, plan: _Plan) -> dict[str, Any]:
+        """What the method is bound to; a game of groups is played, and its reward weighted for this prompt."""
+        bound = dict(plan.bound)
+        for name in self.rewards:
+            if name in bound and has_game(self.rewards[name]):
+                bound[name] = await weighted_for(
+                    plan.prompt,
+                    bound[name],
+                    self.models[self._reference],
+                    max_new_tokens=plan.options["max_new_tokens"],
+                    seed=plan.seed,
+                )
+        return bound
 
     async def _final_reward(self, plan: _Plan, ids: Ids) -> float | None:
         if "reward" not in self.rewards:
@@ -198,20 +223,22 @@ class Aligner:
         chosen = None if preset is None else _preset_for(preset, method)
         full = complete(method, {**options, "seed": seed, "max_new_tokens": max_new_tokens}, chosen)
         stops = Stops((stop,) if isinstance(stop, str) else tuple(stop))
-        used = models_used(full, frozenset(self.models))
-        bound = self._bound(method, roles(method), used, stops)
+        needs = roles(method)
+        used = models_used(full, frozenset(self.models)) | {need.name for need in needs if need.required}
+        bound = self._bound(method, needs, used, stops)
         if chat is None and chosen is not None:
             chat = chosen.chat
         made = prompt if isinstance(prompt, Prompt) else self.codec.prompt(prompt, chat=chat)
-        fitting = self._fitting(made, used, full, truncate)
-        function = load(method)
+        drawing = {self._reference} if any(has_game(reward) for reward in self.rewards.values()) else set[str]()
+        fitting = self._fitting(made, used | drawing, full, truncate)
         return _Plan(
             prompt=fitting,
             method=method,
             options={name: value for name, value in full.items() if name != "seed"},
             seed=seed,
             stops=stops,
-            start=lambda: function(fitting, **bound, **full),
+            bound=bound,
+            start=partial(load(method), fitting, **full),
         )
 
     def _bound(self, method: str, needs: Sequence[RoleNeed], used: frozenset[str], stops: Stops) -> dict[str, Any]:
@@ -220,6 +247,8 @@ class Aligner:
         for need in needs:
             if need.name in self.models:
                 bound[need.name] = self.models[need.name]
+            elif need.name in self.values:
+                bound[need.name] = self.values[need.name]
             elif need.name in self.rewards:
                 bound[need.name] = Scorer(self.rewards[need.name], self.codec, stops)
             elif need.required or need.name in used:
@@ -247,7 +276,8 @@ class Aligner:
                         f"The prompt has {length} tokens for the {role.replace('_', ' ')} {name} and {following} may "
                         f"follow, but it reads {limit}; shorten it, lower max_new_tokens, or cut it with truncate=left."
                     )
-        limits = {name: m.max_context for role, m in self.models.items() if role in used for name in [m.name]}
+        reading_ids = {**self.models, **self.values}
+        limits = {name: m.max_context for role, m in reading_ids.items() if role in used for name in [m.name]}
         known = {name: limit for name, limit in limits.items() if limit is not None}
         if not known:
             return prompt

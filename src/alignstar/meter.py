@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Coroutine, Generator, Hashable, Sequence
 from contextvars import ContextVar
 from typing import Any, TypeVar
@@ -70,9 +71,43 @@ class Meter:
             self.add("cached_tokens", max(0, charged - computed))
             self.add("recomputed_tokens", max(0, computed - charged))
 
+    def read(
+        self,
+        model: Hashable,
+        texts: Sequence[Ids],
+        *,
+        share: float,
+        computed: int | None = None,
+        calls: int = 0,
+        held: int = 0,
+    ) -> None:
+        """Charge the positions of texts read together by a model that is `share` of a language model.
+
+        What texts begin with in common counts once. The charge is rounded up over all that was ever read, so that it
+        does not depend on how the reading was divided. `computed`, `calls` and `held` as in `forward`.
+        """
+        tree = self._pushed.setdefault(model, RadixTree())
+        before = tree.size
+        for text in texts:
+            tree.insert(text)
+        new = tree.size - before
+        if new:
+            depth.set(depth.get() + 1)
+            self.deepest = max(self.deepest, depth.get())
+        self.add("lm_tokens", _rounded_up(share * tree.size) - _rounded_up(share * before))
+        self.add("lm_calls", calls)
+        self.peak_kv_tokens = max(self.peak_kv_tokens, held)
+        if computed is not None:
+            self.add("cached_tokens", round(share * max(0, new - computed)))
+            self.add("recomputed_tokens", round(share * max(0, computed - new)))
+
     def usage(self, wall_s: float = 0.0) -> Usage:
         """The counts so far."""
         return Usage(sequential_steps=self.deepest, peak_kv_tokens=self.peak_kv_tokens, wall_s=wall_s, **self.counts)
+
+
+def _rounded_up(positions: float) -> int:
+    return math.ceil(round(positions, 9))
 
 
 _current: ContextVar[Meter | None] = ContextVar("alignstar_meter", default=None)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from typing_extensions import Doc
 
@@ -22,7 +22,7 @@ from alignstar.methods import MODEL_ROLES, load
 from alignstar.methods.presets import Preset
 from alignstar.models import TokenModel
 
-ALIASES = {"num_candidates": "k"}
+ALIASES = {"num_candidates": "k", "lambda": "weight", "lookahead": "rollout_len", "value": "values"}
 """Other names that papers use -> ours."""
 
 RIVALS = (("alpha", "weight"),)
@@ -106,7 +106,7 @@ def roles(method: str) -> list[RoleNeed]:
         RoleNeed(
             name=name,
             required=parameter.default is parameter.empty,
-            tokens=TokenModel in get_args(parameter.annotation),
+            tokens=TokenModel in (parameter.annotation, *get_args(parameter.annotation)),
         )
         for name, parameter in _parameters(method).items()
         if name in MODEL_ROLES
@@ -205,4 +205,6 @@ def _bound(note: Any) -> str:
         return f" > {note.gt}"
     if isinstance(note, Le):
         return f" and <= {note.le}"
+    if isinstance(note, Lt):
+        return f" and < {note.lt}"
     return ""

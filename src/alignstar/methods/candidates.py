@@ -5,7 +5,7 @@ Knows models and arrays; knows neither rewards nor rollouts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,12 +35,17 @@ class CandidateRule:
     k: int
     top_p: float
     seed: int
+    prefilter: Callable[[Ids, int, Candidates, Ids], Awaitable[Candidates]] | None = None
 
     async def at(self, state: Ids, step: int, protected: Ids = ()) -> Candidates:
-        """The candidates after `state`, `protected` tokens among them.
+        """The candidates after `state`, `protected` tokens among them; those that a `prefilter` leaves.
 
         Tokens that the base policy forbids (log-probability -inf) are dropped; if none is left its best token stands.
         """
+        found = await self._found(state, step, protected)
+        return found if self.prefilter is None else await self.prefilter(state, step, found, protected)
+
+    async def _found(self, state: Ids, step: int, protected: Ids) -> Candidates:
         tops = await together([self._proposed(source, state, step) for source in self.sources])
         ids = tuple(dict.fromkeys([*(int(z) for top in tops for z in top.ids), *protected]))
         known = dict(zip(tops[0].ids.tolist(), tops[0].logps.tolist(), strict=True))

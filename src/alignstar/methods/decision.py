@@ -50,6 +50,11 @@ class Decision:
         """Two scores closer than this are a near tie [nats]."""
         return self.tolerance * (1.0 + self.weight + (2.0 / self.beta if self.with_m else 0.0))
 
+    def doubt(self, bounds: tuple[float, float] | None = None) -> float:
+        """What is maximised is not told apart this close [nats]; at least what rounding does to values in `bounds`."""
+        largest = 1.0 + self.weight * max(abs(bound) for bound in bounds or (0.0,))
+        return max(self.score_tolerance, 1e-12 * largest) / (self.temperature or 1.0)
+
     def choice(self, scores: Array, candidates: Candidates, step: int) -> Choice:
         """The candidate that is emitted."""
         return choose(

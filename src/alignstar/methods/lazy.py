@@ -7,7 +7,8 @@ What is saved, and why nothing changes:
    that was reached is certified away, without rollout or reward. A drawn selection is an arg-max with noise known
    beforehand, so the same holds for it. Without a known range nothing is skipped.
 3) While the greedy candidate wins, the next state is the next position of the spine: a `window` of positions is decided
-   together, up to the first one where another candidate wins. What was evaluated behind that one is discarded.
+   together, up to the first one where another candidate wins. What was evaluated behind that one is discarded, and the
+   next window is half as long, or as long as this one held.
 4) A response that was scored is not scored again.
 Knows direct transfer with greedy rollouts of the model that is base policy and source of candidates; `applies` says so.
 """
@@ -36,6 +37,7 @@ def applies(proposals: CandidateRule, rollouts: RolloutRule, transfer: TransferR
     return (
         one_model
         and proposals.rule != "sample_without_replacement"
+        and proposals.prefilter is None
         and rollouts.sampling.greedy
         and transfer.indirect is None
         and not transfer.verbatim  # its text depends on the other candidates of the step
@@ -79,8 +81,9 @@ Pair = tuple[Position, int]
 class Lazy:
     """One request's accelerated Algorithm 1.
 
-    `bounds` hold for every normalised reward (None: nothing is skipped). `window` positions are decided together; of
-    the candidates of a position that may win, `wave` are evaluated before the others are looked at again (None: all).
+    `bounds` hold for every normalised reward (None: nothing is skipped). Up to `window` positions are decided together,
+    `reach` of them next; of the candidates of a position that may win, `wave` are evaluated before the others are
+    looked at again (None: all).
     """
 
     prompt: Prompt
@@ -93,11 +96,13 @@ class Lazy:
     wave: int | None
     max_new_tokens: int
     known: dict[Ids, Valued] = field(default_factory=dict[Ids, Valued])
+    reach: int = field(init=False, default=1)
 
     async def steps(self) -> AsyncGenerator[Step, None]:
         """One Step per token, equal to the plain algorithm's but for `considered`: the candidates with a reward."""
         response: Ids = ()
         finish: FinishReason | None = None
+        self.reach = self.window
         while finish is None:
             self.known = {text: v for text, v in self.known.items() if text[: len(response)] == response}
             positions = await self._walk(response)
@@ -111,14 +116,17 @@ class Lazy:
                     current_meter().add("discarded_tokens", ahead + sum(len(future.ids) for future in behind))
                 yield step
                 if other_won:
+                    self.reach = max(i + 1, self.reach // 2)
                     break
+            else:
+                self.reach = min(2 * self.reach, self.window)
 
     # The spine
 
     async def _walk(self, response: Ids) -> list[Position]:
         """The next positions of the spine and their candidates, no more than an earlier rollout holds."""
         model, length = self.rollouts.model, self.rollouts.length
-        reach = self.window if length is None else max(1, min(self.window, length))
+        reach = self.reach if length is None else max(1, min(self.reach, length))
         (spine,) = await model.continue_(
             self.prompt.ids + response,
             max_new_tokens=min(reach, self.max_new_tokens - len(response)),
@@ -156,11 +164,11 @@ class Lazy:
         await self._value([*greedy, *everyone])
         ahead = 0
         while survivors := [(p, z) for p in positions for z in self._survivors(p)[: self.wave]]:
-            if ahead or self.window == 1:
+            if ahead or self.reach == 1:
                 await self._roll(survivors)
             else:
                 # The next window will be needed if the greedy candidates win: it takes no time beside the rollouts.
-                ahead = self.window
+                ahead = self.reach
                 await together([self._roll(survivors), self._look_ahead(positions[-1])])
             await self._value(survivors)
         return ahead

@@ -20,6 +20,10 @@ def models_used(options: Mapping[str, Any], given: frozenset[str]) -> frozenset[
     used = {value for value in values if value in ("sft", "baseline")}
     if "union" in values:
         used |= {"sft", "baseline"}
+    if options.get("partial_reward", "rm") != "rm":
+        used.add("baseline")
+    if options.get("values") == "head" or options.get("value_top") is not None:
+        used.add("value")
     if options.get("implicit_baseline_reward"):
         used.add("sft")
     elif options.get("base_policy") in ("auto", "pi_r"):

@@ -28,12 +28,12 @@ def rollout_sampling(strategy: str, temperature: float, top_p: float, checkpoint
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutRule:
-    """How rollouts are made.
+    """How rollouts are made: the `first`-th and those after it, `n` in all.
 
     `length` None: to the end of the response. Length never exceeds the room left in the response unless `past_max`. A
     candidate that ends the response has no rollout if `stop_on_eos`.
 
-    With `full_laws` each rollout carries the whole next-token law of every state visited.
+    Of `corrected` rollouts the law that they were drawn from is asked for too, which `log_q` needs.
     """
 
     model: TokenModel
@@ -43,13 +43,30 @@ class RolloutRule:
     past_max: bool
     stop_on_eos: bool
     seed: int
-    full_laws: bool = False
+    corrected: bool = False
+    first: int = 0
+
+    @property
+    def full_laws(self) -> bool:
+        """Whether each rollout carries the whole next-token law of every state visited."""
+        return self.corrected and not self.sampling.greedy and self.sampling != Sampling()
+
+    @property
+    def open_ended(self) -> bool:
+        """Whether a rollout may go on where a response would have ended."""
+        return self.past_max or not self.stop_on_eos
+
+    def reach(self, room: int) -> int:
+        """Most tokens of a rollout where the response may still take `room`."""
+        return room if self.length is None else self.length if self.past_max else min(self.length, room)
 
     async def after(self, state: Ids, candidates: Sequence[int], step: int, room: int) -> list[Sequence[Continuation]]:
         """Each candidate's rollouts, all started together; `room` is how many tokens the response may still take."""
-        length = room if self.length is None else self.length if self.past_max else min(self.length, room)
+        length = self.reach(room)
         going_on = [z for z in candidates if length > 0 and not (self.stop_on_eos and z in self.model.eos_ids)]
-        noises = [Noise(seed=self.seed, purpose="rollout", step=step, candidate=z) for z in going_on]
+        noises = [
+            Noise(seed=self.seed, purpose="rollout", step=step, candidate=z, rollout=self.first) for z in going_on
+        ]
         drawn = await together(
             [self._drawn((*state, z), length, self.n, noise) for z, noise in zip(going_on, noises, strict=True)]
         )
@@ -76,7 +93,7 @@ class RolloutRule:
 
         A greedy rollout's law is a point mass, with which no ratio is defined: its model's own law stands in.
         """
-        if self.sampling.greedy or not self.full_laws:
+        if not self.full_laws:
             return float(rollout.logps.sum())
         total = 0.0
         for z, top in zip(rollout.ids, rollout.tops, strict=False):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from alignstar.errors import NeedsError, OptionError
 from alignstar.meter import together
 from alignstar.methods.rollouts import RolloutRule
 from alignstar.methods.values import Value, clipped, direct, global_normaliser, shrunk, snis, unnormalised
@@ -35,6 +36,43 @@ class Indirect:
     log_weight_clip: float | None
     ess_floor: float
     normaliser_rollouts: int
+
+    @classmethod
+    def of(
+        cls,
+        transfer: str,
+        model: Callable[[str], TokenModel],
+        baseline_reward: Scorer | None,
+        implicit: bool,
+        *,
+        mode: str,
+        beta: float,
+        log_weight_clip: float | None,
+        ess_floor: float,
+        normaliser_rollouts: int,
+    ) -> Indirect | None:
+        """From the options of these names; None is direct transfer. Raises NeedsError and OptionError."""
+        known = implicit or baseline_reward is not None
+        if transfer == "direct" and implicit:
+            raise OptionError(
+                "implicit_baseline_reward=true has no use in direct transfer; leave it out or set transfer=indirect."
+            )
+        if transfer == "indirect" and not known:
+            raise NeedsError(
+                "method='transfer-q' with transfer=indirect needs the reward that the baseline was aligned to; "
+                "give one with --baseline-reward, or set implicit_baseline_reward=true beside an sft model."
+            )
+        if transfer == "direct" or not known:
+            return None
+        return cls(
+            law=model("sft" if implicit else "baseline"),
+            baseline_reward=None if implicit else baseline_reward,
+            mode=mode,
+            beta=beta,
+            log_weight_clip=log_weight_clip,
+            ess_floor=ess_floor,
+            normaliser_rollouts=normaliser_rollouts,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

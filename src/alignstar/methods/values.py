@@ -33,6 +33,19 @@ def direct(rewards: Array) -> Value:
     return Value(tq=float(np.mean(rewards)))
 
 
+def mean_bounds(first: Array, n: int, bounds: tuple[float, float], risk: float) -> tuple[float, float]:
+    """Lowest and highest mean that n rewards may have, the `first` [m] of which are known; all lie within `bounds`.
+
+    Where the first are a random choice of all, each side fails with a probability of at most `risk` (Serfling 1974,
+    Corollary 1.1: Hoeffding's bound for draws without replacement). What the others are at least and at most holds
+    always, and is the closer bound for few rewards.
+    """
+    m, mean, (low, high) = len(first), float(np.mean(first)), bounds
+    error = (high - low) * float(np.sqrt((1 - (m - 1) / n) * np.log(1 / risk) / (2 * m)))
+    least, most = ((m * mean + (n - m) * other) / n for other in bounds)
+    return max(mean - error, least), min(mean + error, most)
+
+
 def snis(rewards: Array, log_weights: Array) -> Value:
     """Eq. 16 with the conditional normaliser M(s, z): self-normalised importance sampling."""
     if not _usable(rewards, log_weights):

@@ -24,12 +24,14 @@ class Top:
     """The best next tokens of one state: `ids` [k] and `logps` [k], best first.
 
     `near_tie`: the k-th and the next one lie within the backend's tolerance (the set itself is in doubt). `mass` is the
-    probability that the k tokens cover; below 1 for every truncated answer.
+    probability that the k tokens cover; below 1 for every truncated answer. `features` are a backend's own: what a
+    value head on the same forward made of the state.
     """
 
     ids: IntArray
     logps: Array
     near_tie: bool = False
+    features: Array | None = None
 
     @property
     def mass(self) -> float:

@@ -141,11 +141,16 @@ def rep_n(text: str, n: int, *, plus_one: bool = True) -> float:
     100 (1 - distinct / (all + 1)) as the published evaluation counts it, so that no text reaches 0; without `plus_one`
     the definition of contrastive search (Su et al. 2022), with 0 for a text that is too short to have an n-gram.
     """
-    words = WORD.findall(text)
-    grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+    return repeated(WORD.findall(text), n, plus_one=plus_one)
+
+
+def repeated(words: Sequence[str], n: int, *, plus_one: bool) -> float:
+    """`rep_n` of a text's words."""
+    grams = max(0, len(words) - n + 1)
     if not grams and not plus_one:
         return 0.0
-    return 100 * (1 - len(set(grams)) / (len(grams) + plus_one))
+    distinct = len(set(zip(*(words[i:] for i in range(n)), strict=False)))
+    return 100 * (1 - distinct / (grams + plus_one))
 
 
 def diversity(text: str, *, plus_one: bool = True) -> float:

@@ -14,13 +14,18 @@ SOURCE is one of
     rule:repetition                 freedom from repetition  n=  plus_one=true|false
     python:PACKAGE.MODULE:FUNCTION  any function             prompt=text|messages
     implicit                        the DPO reward of baseline against SFT model            beta=0.1
+    min(LINE; LINE; ...)            the worst of several groups' rewards, each a line like this one
+    soft_min(KAPPA[,PRIOR,PRIOR...]; LINE; LINE; ...)   a soft worst; PRIOR are the groups' weights (left out: equal)
+    game(BETA[,DRAWS]; LINE; LINE; ...)   the groups weighted anew for every prompt, for the best worst group
 
-TRANSFORMATION is standardise:MEAN,STD or clip:LOW,HIGH or sigmoid[:SCALE]: from left to right, before the weight.
-Inside a value | & % and (in lists) the comma are written %7C %26 %25 %2C; a line break is %0A. Examples:
+TRANSFORMATION is standardise:MEAN,STD or clip:LOW,HIGH or sigmoid[:SCALE]: from left to right, before the weight. A
+game stands alone: without weight, transformation or company. Groups hold no groups. Inside a value | & % and (in
+lists) the comma are written %7C %26 %25 %2C, inside a group ; is %3B; a line break is %0A. Examples:
 
     models/reward?output=2|standardise:0.1,2.3|clip:-1,1
     0.5*rule:length?max_words=50
     python:my_rewards:politeness
+    min(models/a|standardise:0.1,2.3; models/b|standardise:-1,0.7)
 
 Several rewards are added up. This file knows the names and builds what needs no model; opening a classifier and finding
 the models of the implicit reward are its caller's.
@@ -36,10 +41,10 @@ from typing import Any, Literal, TypeAlias
 from urllib.parse import unquote
 
 from alignstar.errors import OptionError
-from alignstar.rewards import Reward, combine, rules
+from alignstar.rewards import Reward, combine, groups, rules
 from alignstar.rewards.function import FunctionReward, load_function
 
-Kind: TypeAlias = Literal["classifier", "rule", "python", "implicit"]
+Kind: TypeAlias = Literal["classifier", "rule", "python", "implicit", "groups"]
 Convert: TypeAlias = Callable[[str], Any]
 
 OpenClassifier: TypeAlias = Callable[..., Reward]
@@ -58,7 +63,10 @@ class Transformation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardSpec:
-    """What one line says. `target` is the path, the rule's name or the import path; `text` the line itself."""
+    """What one line says. `target` is the path, the rule's name or the import path; `text` the line itself.
+
+    Of groups `target` is what is made of them (min, soft_min, game), with its `numbers`, and `parts` are their lines.
+    """
 
     text: str
     kind: Kind
@@ -66,6 +74,8 @@ class RewardSpec:
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     transformations: tuple[Transformation, ...] = ()
     weight: float = 1.0
+    numbers: tuple[float, ...] = ()
+    parts: tuple[RewardSpec, ...] = ()
 
 
 def _number(text: str) -> float:
@@ -119,6 +129,7 @@ _TRANSFORMATIONS: Mapping[str, tuple[Callable[..., Reward], tuple[int, ...]]] = 
 }
 """Name -> what makes it, and how many numbers it may be given."""
 
+_GROUPS = re.compile(r"(min|soft_min|game)\((.*)\)\s*((?:\|[^;)]*)?)", re.DOTALL)
 _WEIGHT = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*\*")
 
 
@@ -126,6 +137,9 @@ def parse_reward(text: str) -> RewardSpec:
     """Read one line of the grammar above. Raises OptionError, with what was wrong and what is known."""
     weight = _WEIGHT.match(text)
     body = text[weight.end() :] if weight else text
+    several = _GROUPS.fullmatch(body.strip())
+    if several:
+        return _several(text, several, 1.0 if weight is None else float(weight.group(1)))
     source, *steps = body.strip().split("|")
     address, has_options, options = source.partition("?")
     kind, target = _kind(address.strip(), text)
@@ -137,6 +151,36 @@ def parse_reward(text: str) -> RewardSpec:
         options=_options(options, allowed, text) if has_options else {},
         transformations=tuple(_transformation(step.strip(), text) for step in steps),
         weight=float(weight.group(1)) if weight else 1.0,
+    )
+
+
+def _several(text: str, found: re.Match[str], weight: float) -> RewardSpec:
+    what, inside, steps = found.groups()
+    lines = inside.split(";")
+    given = "" if what == "min" else lines.pop(0)
+    try:
+        numbers = _numbers(given) if given else ()
+    except ValueError as error:
+        raise OptionError(f"{given!r} in reward={text!r} cannot be read ({error}); correct it.") from error
+    allowed = {"min": (0,), "soft_min": (1, len(lines) + 1), "game": (1, 2)}[what]
+    if len(numbers) not in allowed or (what == "game" and not all(n.is_integer() for n in numbers[1:])):
+        raise OptionError(
+            f"reward={text!r} must read soft_min(KAPPA; LINE; ...), soft_min(KAPPA,PRIOR,...; LINE; ...) with a PRIOR "
+            "for every group, or game(BETA; LINE; ...), game(BETA,DRAWS; LINE; ...) with a whole number of DRAWS."
+        )
+    if what == "game" and (weight != 1.0 or steps):
+        raise OptionError(f"reward={text!r} is a game, which stands alone; weight and transform its groups instead.")
+    parts = tuple(parse_reward(line.strip()) for line in lines)
+    if any(part.kind == "groups" for part in parts):
+        raise OptionError(f"reward={text!r} has groups inside groups; write all groups in one.")
+    return RewardSpec(
+        text=text,
+        kind="groups",
+        target=what,
+        transformations=tuple(_transformation(step.strip(), text) for step in steps.split("|")[1:]),
+        weight=weight,
+        numbers=numbers,
+        parts=parts,
     )
 
 
@@ -201,6 +245,8 @@ def build_reward(
     Raises OptionError for values that a reward refuses, and whatever the two callables raise.
     """
     specs = (spec,) if isinstance(spec, RewardSpec) else tuple(spec)
+    if len(specs) > 1 and any(one.target == "game" and one.kind == "groups" for one in specs):
+        raise OptionError("A game stands alone; write what is to be added inside its groups.")
     parts = [(one.weight, _build(one, open_classifier_reward, implicit)) for one in specs]
     if len(parts) == 1 and parts[0][0] == 1.0:
         return parts[0][1]
@@ -214,11 +260,25 @@ def _build(spec: RewardSpec, open_classifier_reward: OpenClassifier, implicit: I
         reward = _rule(spec)
     elif spec.kind == "python":
         reward = FunctionReward(load_function(spec.target), name=f"python:{spec.target}", **spec.options)
+    elif spec.kind == "groups":
+        reward = _groups(
+            spec,
+            [build_reward(p, open_classifier_reward=open_classifier_reward, implicit=implicit) for p in spec.parts],
+        )
     else:
         reward = implicit(spec.options.get("beta", 0.1))
     for step in spec.transformations:
         reward = _TRANSFORMATIONS[step.name][0](reward, *step.numbers)
     return reward
+
+
+def _groups(spec: RewardSpec, parts: Sequence[Reward]) -> Reward:
+    if spec.target == "min":
+        return groups.pointwise_min(parts)
+    first, *more = spec.numbers
+    if spec.target == "soft_min":
+        return groups.soft_min(parts, first, more or None)
+    return groups.game(parts, first, *(int(number) for number in more))
 
 
 def _rule(spec: RewardSpec) -> Reward:

@@ -1,4 +1,4 @@
-"""Training functions on trl and peft: supervised fine-tuning, reward models, DPO, and a small tokenizer.
+"""Training functions: supervised fine-tuning, reward models and DPO on trl and peft, a small tokenizer, value heads.
 
 Import the function you need from its module, for example `from alignstar.train.sft import train_sft`.
 """

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch.nn import functional as F
@@ -21,6 +21,13 @@ from alignstar.models.hf.paged import PagedRow, Pool, pack
 MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 
 
+class Projection(NamedTuple):
+    """A linear layer's weight [out, in] and bias [out]."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
     """One decoder layer's weights; fused ones are stacked along their outputs."""
@@ -28,15 +35,13 @@ class Layer:
     kind: str
     scaling: float
     attention_norm: Any
-    qkv: torch.Tensor
-    qkv_bias: torch.Tensor | None
+    qkv: Projection
     q_norm: Any
     k_norm: Any
-    out: torch.nn.Linear
+    out: Projection
     mlp_norm: Any
-    gate_up: torch.Tensor
-    gate_up_bias: torch.Tensor | None
-    down: torch.nn.Linear
+    gate_up: Projection
+    down: Projection
 
 
 def fused_forward(
@@ -65,42 +70,39 @@ def _linears(block: Any) -> list[torch.nn.Module]:
 
 def _layer(block: Any, kind: str) -> Layer:
     attention, mlp = block.self_attn, block.mlp
-    qkv, qkv_bias = _stacked([attention.q_proj, attention.k_proj, attention.v_proj])
-    gate_up, gate_up_bias = _stacked([mlp.gate_proj, mlp.up_proj])
     norms = dict(attention.named_children())
     return Layer(
         kind=kind,
         scaling=attention.scaling,
         attention_norm=block.input_layernorm,
-        qkv=qkv,
-        qkv_bias=qkv_bias,
+        qkv=_stacked([attention.q_proj, attention.k_proj, attention.v_proj]),
         q_norm=norms.get("q_norm"),
         k_norm=norms.get("k_norm"),
-        out=attention.o_proj,
+        out=Projection(attention.o_proj.weight, attention.o_proj.bias),
         mlp_norm=block.post_attention_layernorm,
-        gate_up=gate_up,
-        gate_up_bias=gate_up_bias,
-        down=mlp.down_proj,
+        gate_up=_stacked([mlp.gate_proj, mlp.up_proj]),
+        down=Projection(mlp.down_proj.weight, mlp.down_proj.bias),
     )
 
 
-def _stacked(linears: Sequence[torch.nn.Linear]) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _stacked(linears: Sequence[torch.nn.Linear]) -> Projection:
     """The layers' weights in one tensor, of which theirs become views: nothing is in memory twice."""
-    stacked = _one_tensor([linear.weight for linear in linears])
-    biases = [linear.bias for linear in linears]
-    given = [bias for bias in biases if bias is not None]
-    return stacked, _one_tensor(given) if len(given) == len(biases) else None
+    given = cast("list[torch.Tensor | None]", [linear.bias for linear in linears])
+    biases = [bias for bias in given if bias is not None]
+    bias = _one_tensor(biases) if len(biases) == len(linears) else None
+    return Projection(_one_tensor([linear.weight for linear in linears]), bias)
 
 
-def _one_tensor(parameters: Sequence[torch.nn.Parameter]) -> torch.Tensor:
+def _one_tensor(parameters: Sequence[torch.Tensor]) -> torch.Tensor:
     first = parameters[0]
-    ends = list(accumulate((p.numel() for p in parameters), initial=first.storage_offset()))
-    storage = first.untyped_storage()
+    rows = sum(p.shape[0] for p in parameters)
+    starts = accumulate((p.numel() for p in parameters), initial=int(first.storage_offset()))
+    where = first.untyped_storage().data_ptr()
     if all(
-        p.untyped_storage().data_ptr() == storage.data_ptr() and p.storage_offset() == start
-        for p, start in zip(parameters, ends, strict=False)
+        p.untyped_storage().data_ptr() == where and p.storage_offset() == start
+        for p, start in zip(parameters, starts, strict=False)
     ):  # stacked before, for another forward of the same module
-        return first.new_empty(0).set_(storage, ends[0], (sum(p.shape[0] for p in parameters), *first.shape[1:]))
+        return first.detach().as_strided((rows, *first.shape[1:]), first.stride())
     stacked = torch.cat([parameter.detach() for parameter in parameters])
     start = 0
     for parameter in parameters:
@@ -139,8 +141,8 @@ class FusedForward:
         cos, sin = (t[:, :, None] for t in self.backbone.rotary_emb(hidden, position_ids=packed.positions))
         for index, layer in enumerate(self.layers):
             normed = _rms_norm(hidden, layer.attention_norm)
-            qkv = F.linear(normed, layer.qkv, layer.qkv_bias).view(batch, queries, -1, self.head_dim)
-            n_q = layer.out.in_features // self.head_dim
+            qkv = F.linear(normed, *layer.qkv).view(batch, queries, -1, self.head_dim)
+            n_q = layer.out.weight.shape[1] // self.head_dim
             n_kv = (qkv.shape[2] - n_q) // 2
             if layer.q_norm is None:
                 rotated = _rotated(qkv[:, :, : n_q + n_kv], cos, sin)
@@ -160,9 +162,9 @@ class FusedForward:
                 scale=layer.scaling,
                 enable_gqa=n_q != n_kv,
             )
-            hidden = hidden + layer.out(attended.transpose(1, 2).reshape(batch, queries, -1))
-            gate, up = F.linear(_rms_norm(hidden, layer.mlp_norm), layer.gate_up, layer.gate_up_bias).chunk(2, dim=-1)
-            hidden = hidden + layer.down(F.silu(gate).mul_(up))
+            hidden = hidden + F.linear(attended.transpose(1, 2).reshape(batch, queries, -1), *layer.out)
+            gate, up = F.linear(_rms_norm(hidden, layer.mlp_norm), *layer.gate_up).chunk(2, dim=-1)
+            hidden = hidden + F.linear(F.silu(gate).mul_(up), *layer.down)
         hidden = _rms_norm(hidden, self.backbone.norm)
         logits = None if self.head is None else self.head(hidden[:, -logits_to_keep:])
         return SimpleNamespace(last_hidden_state=hidden, logits=logits)

@@ -42,15 +42,19 @@ class Vocabulary:
 
 
 class Reader:
-    """Turns a forward's logits [B, want, V] into States of B*want rows."""
+    """Turns a forward's logits [B, want, V], and what a value head put behind them, into States of B*want rows."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
 
     def __call__(self, logits: torch.Tensor) -> Read:
         """Normalised distributions, row-major."""
-        want = logits.shape[1]
-        states = read_states(logits.reshape(-1, logits.shape[-1]), self.vocabulary.keep)
+        want, size = logits.shape[1], self.vocabulary.size
+        rows = logits.reshape(-1, logits.shape[-1])
+        states = read_states(rows[:, :size], self.vocabulary.keep)
+        if rows.shape[1] > size:
+            features = rows[:, size:].to(torch.float32).cpu().numpy().astype(np.float64)
+            states.best = [replace(top, features=told) for top, told in zip(states.best, features, strict=True)]
         return Read(states, want)
 
 
@@ -368,6 +372,14 @@ class HFModel:
         served = await self.engine.ask(self.worker, LogprobsRequest(prefix, continuation))
         self._charge(prefix, served, rows=[continuation[:-1]])
         return served.value
+
+    async def features(self, prefix: Ids) -> Array:
+        """What a value head on this model's own forward makes of a state. Raises EngineError where there is none."""
+
+        def from_all(logps: Array) -> Array:
+            raise EngineError(f"{self.name} was loaded without a value head on it.")
+
+        return await self._next(prefix, lambda top: top.features, from_all)
 
     async def _next(self, prefix: Ids, from_top: Callable[[Top], T | None], from_all: Callable[[Array], T]) -> T:
         _not_empty(prefix)

@@ -26,6 +26,15 @@ from alignstar.models.hf.network import (
     PooledReadout,
     context_limit,
 )
+from alignstar.models.hf.value import (
+    HFValue,
+    StoredHead,
+    TappedReadout,
+    ValueHead,
+    read_off,
+    read_trunk,
+    truncated,
+)
 from alignstar.sampling import GREEDY, Sampling
 
 DTYPES = {
@@ -84,6 +93,9 @@ class Library:
         self._models: dict[str, HFModel] = {}
         self._classifiers: dict[str, tuple[HFClassifier, PreTrainedTokenizerBase]] = {}
         self._tokenizers: dict[str, PreTrainedTokenizerBase] = {}
+        self._opened: dict[str, tuple[torch.nn.Module, Switch]] = {}
+        self._expected: StoredHead | None = None
+        self._tapped: set[str] = set()
 
     def torch_dtype(self) -> torch.dtype | str:
         """What to load weights as: float32 on CPU and the checkpoint's own type elsewhere, unless asked."""
@@ -101,9 +113,49 @@ class Library:
         """A causal language model, or a LoRA adapter on one. `vocab_size` cuts its distribution to that many tokens."""
         key = _key(path)
         if key not in self._models:
-            model, switch = self._adapted(path, role) if is_adapter(path) else self._bare(path, role)
-            self._models[key] = self._model(path, model, switch, vocab_size)
+            self._models[key] = self._model(path, *self._open(path, role), vocab_size)
         return self._models[key]
+
+    def _open(self, path: str, role: str) -> tuple[torch.nn.Module, Switch]:
+        key = _key(path)
+        if key not in self._opened:
+            self._opened[key] = self._adapted(path, role) if is_adapter(path) else self._bare(path, role)
+        return self._opened[key]
+
+    def expect(self, head: StoredHead) -> None:
+        """Say before models are opened which head will be read, so that the model below it can have it read along."""
+        self._expected = head
+
+    def value(self, stored: StoredHead) -> HFValue:
+        """A value head: on the forward of a model that is open, if it was expected there, else on a trunk of its own.
+
+        Raises ModelError where its model cannot be opened or has other tokens than the models that are open.
+        """
+        check_checkpoint(stored.base, "value", adapter=is_adapter(stored.base))
+        key, head = _key(stored.base), stored.head
+        for path in [*self._models]:
+            check_same_tokens(self.tokenizer(stored.base), self.tokenizer(path))
+        opened, switch = self._open(stored.base, "value")
+        model = cast("Any", opened)
+        embeddings = model.get_input_embeddings().weight.detach()
+        if embeddings.shape[1] != head.config.state_size:
+            raise ModelError(
+                f"value={stored.folder!r} was trained on states of {head.config.state_size} numbers, {stored.base!r} "
+                f"has {embeddings.shape[1]}; train it again."
+            )
+        limit = context_limit(model.config.get_text_config())
+        if key in self._tapped:
+            return HFValue(stored.folder, head, embeddings, read_off(self._models[key]), limit)
+        trunk = truncated(model, head.config.layer, name=stored.base)
+        head.to(device=self.device, dtype=embeddings.dtype)
+        network = Network(
+            stored.folder, trunk, HeadReadout(head.state), config=trunk.config, device=self.device, adapter=switch,
+            reuse=self.reuse,
+        )  # fmt: skip
+        share = (_size(trunk) + _size(head)) / _size(model)
+        return HFValue(
+            stored.folder, head, embeddings, read_trunk(self._heads(network, max(1, head.config.rank)), share), limit
+        )
 
     def pair(self, sft: str | None, baseline: str | None) -> tuple[HFModel | None, HFModel | None]:
         """The SFT and the baseline model, over the vocabulary that both have; ModelError if there is none."""
@@ -220,9 +272,15 @@ class Library:
         model_ = cast("Any", model)
         config = model_.config.get_text_config()
         size = min(int(config.vocab_size), vocab_size or int(config.vocab_size))
-        network = Network(
-            path, model, LogitsReadout(model, size), config=config, device=self.device, adapter=switch, reuse=self.reuse
-        )
+        settings: dict[str, Any] = {
+            "config": config, "device": self.device, "adapter": switch, "reuse": self.reuse
+        }  # fmt: skip
+        head = self._head_on_last_layer(path, model_, size)
+        if head is None:
+            network = Network(path, model, LogitsReadout(model, size), **settings)
+        else:
+            network = Network(path, model_.base_model, TappedReadout(model_, size, head), **settings)
+            self._tapped.add(_key(path))
         eos = _ids(model_.config.eos_token_id) | _ids(model_.generation_config.eos_token_id)
         own = special_id(self.tokenizer(path), "eos")
         return HFModel(
@@ -234,6 +292,23 @@ class Library:
             kv_tokens=self._room(network),
             default_sampling=_sampling(model_.generation_config),
         )
+
+    def _head_on_last_layer(self, path: str, model: Any, size: int) -> ValueHead | None:
+        """The expected head, if it reads this model's last layer and the logits are a product of the same states."""
+        stored = self._expected
+        if stored is None or _key(stored.base) != _key(path):
+            return None
+        head, last = stored.head, model.base_model.config.num_hidden_layers
+        if (head.config.layer, head.config.state_size) != (last, model.get_output_embeddings().in_features):
+            return None
+        head.to(device=self.device, dtype=next(model.parameters()).dtype)
+        tokens = torch.arange(min(size, 8), device=self.device)[None]
+        with torch.inference_mode():
+            read = TappedReadout(model, size, head)
+            told = read(lambda: model.base_model(input_ids=tokens, use_cache=False), tokens.shape[1])
+            logits = model(input_ids=tokens, use_cache=False).logits
+            same = torch.allclose(told[..., :size], logits[..., :size], rtol=1e-5, atol=1e-6)
+        return head if same else None  # some models bend their logits behind the product
 
     def _room(self, network: Network) -> int:
         """KV positions a model may hold: as asked, or what fits a 16th of memory (a quarter of a GPU's free)."""
@@ -268,6 +343,10 @@ def check_checkpoint(path: str, role: str, *, adapter: bool = False) -> None:
 
 def _key(path: str) -> str:
     return str(Path(path).resolve()) if Path(path).is_dir() else path
+
+
+def _size(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
 
 
 def _ids(value: int | list[int] | None) -> set[int]:

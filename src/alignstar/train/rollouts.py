@@ -1,0 +1,143 @@
+"""What a value head learns from: tokens after states, and the rewards of where they lead, decoded on our own engine.
+
+Knows an aligner; knows no head and no loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from alignstar.aligner import Aligner, Request
+from alignstar.errors import NeedsError
+from alignstar.models import TokenModel
+from alignstar.sampling import Array, log_softmax
+from alignstar.types import Ids, Response
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """A token after a state and the `reward` of a response that goes on from there.
+
+    `ended`: the token is the response's last one. `next_ids` [m] and `next_p` are the model's best tokens after it
+    (none after the last one, or where nobody asked). `prompt` numbers the prompt; `weight` counts it so often.
+    """
+
+    state: Ids
+    token: int
+    reward: float
+    ended: bool
+    prompt: int
+    next_ids: Ids = ()
+    next_p: tuple[float, ...] = ()
+    weight: float = 1.0
+
+    @property
+    def reached(self) -> Ids:
+        """The state that the token makes."""
+        return (*self.state, self.token)
+
+
+async def drawn(
+    aligner: Aligner,
+    role: str,
+    prompts: Sequence[Request],
+    *,
+    responses: int,
+    top_m: int,
+    max_new_tokens: int,
+    seed: int,
+    concurrency: int,
+    on_response: Callable[[], None] = lambda: None,
+) -> list[Seen]:
+    """Every token of `responses` responses drawn from the model for each prompt, with the reward of the whole.
+
+    `top_m` next tokens are told after each (0: none). A response without a usable reward is left out.
+    """
+    model = _tokens(aligner, role)
+    seen: list[Seen] = []
+
+    async def keep(index: int, response: Response) -> None:
+        ids, start, reward = response.ids, response.prompt.ids, response.reward
+        if reward is None or reward == -float("inf"):
+            return
+        after = [await _next(model, start + ids[: t + 1], top_m) for t in range(len(ids) - 1)] if top_m else []
+        for t, token in enumerate(ids):
+            last = t + 1 == len(ids)
+            next_ids, next_p = ((), ()) if last or not top_m else after[t]
+            seen.append(
+                Seen(
+                    state=start + ids[:t], token=token, reward=reward, ended=last, prompt=index // responses,
+                    next_ids=next_ids, next_p=next_p,
+                )
+            )  # fmt: skip
+
+    request = {"method": "sample", "model": role, "max_new_tokens": max_new_tokens}
+    repeated = [prompt for prompt in prompts for _ in range(responses)]
+    await _each(aligner, repeated, keep, on_response, seed=seed, concurrency=concurrency, **request)
+    return sorted(seen, key=lambda s: (s.prompt, s.state, s.token))
+
+
+async def valued(
+    aligner: Aligner,
+    prompts: Sequence[Request],
+    *,
+    responses: int,
+    max_new_tokens: int,
+    seed: int,
+    concurrency: int,
+    on_response: Callable[[], None] = lambda: None,
+    **options: Any,
+) -> list[Seen]:
+    """Every candidate of Transfer Q* with its value TQ*(s, z) by rollouts, at the states that `transfer-q` visits.
+
+    A candidate that ends the response has its exact reward. Those without a usable value are left out.
+    """
+    seen: list[Seen] = []
+
+    async def keep(index: int, response: Response) -> None:
+        state = response.prompt.ids
+        for step in response.steps:
+            for c in step.considered:
+                if c.value is not None and c.value != -float("inf"):
+                    ended = c.ids[0] in aligner.codec.eos_ids
+                    seen.append(
+                        Seen(state=state, token=c.ids[0], reward=c.value, ended=ended, prompt=index // responses)
+                    )
+            state += step.emitted
+
+    request = {"method": "transfer-q", "acceleration": "off", "max_new_tokens": max_new_tokens, **options}
+    repeated = [prompt for prompt in prompts for _ in range(responses)]
+    await _each(aligner, repeated, keep, on_response, seed=seed, concurrency=concurrency, **request)
+    return sorted(seen, key=lambda s: (s.prompt, s.state, s.token))
+
+
+async def _each(
+    aligner: Aligner, requests: Sequence[Request], keep: Any, on_response: Callable[[], None], *, seed: int, **how: Any
+) -> None:
+    """Decode all requests, each with a seed of its own."""
+    responses = aligner.agenerate_many(requests, seeds=[seed + i for i in range(len(requests))], **how)
+    async with aclosing(responses):
+        async for index, response in responses:
+            await keep(index, response)
+            on_response()
+
+
+async def _next(model: TokenModel, state: Ids, m: int) -> tuple[Ids, tuple[float, ...]]:
+    """The m best next tokens and their shares of each other's probability."""
+    top = await model.top_next(state, m)
+    shares: Array = np.exp(log_softmax(top.logps))
+    return tuple(top.ids.tolist()), tuple(shares.tolist())
+
+
+def _tokens(aligner: Aligner, role: str) -> TokenModel:
+    model = aligner.models[role]
+    if not isinstance(model, TokenModel):
+        raise NeedsError(
+            f"Training a value head needs next-token log-probabilities, which {model.name!r} does not tell."
+        )
+    return model

@@ -1,0 +1,249 @@
+"""Value heads: V(s) or Q(s, z) by regression on rollouts, over a frozen language model.
+
+Losses: FUDGE (Yang and Klein 2021, arXiv:2104.05218): every prefix regresses on the final reward. CD-Q (Mudgal et al.
+2024, arXiv:2310.17022): on the expected value after one more token. Transfer Q*: on the values of candidates by
+rollouts of the baseline. All are 1/2 (V - target)^2. Knows tensors and heads; rollouts come from `rollouts.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch.nn.utils import clip_grad_norm_
+
+from alignstar.errors import FailedError, OptionError
+from alignstar.models.hf.classifier import chains
+from alignstar.models.hf.value import HeadConfig, ValueHead, save_head, truncated
+from alignstar.train.rollouts import Seen
+from alignstar.types import Ids
+
+Loss: TypeAlias = Literal["fudge", "cd-q", "transfer-q"]
+
+POSITIONS = 8192
+"""Most positions of one forward of the trunk."""
+
+HELD_OUT = 0.1
+"""Share of the prompts on which the epochs are compared."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examples:
+    """What a head is fitted to: N tokens after states, as rows of `states` [S, d] and of `embeddings` [V, d].
+
+    `at` and `token` [N] say which. `rewards`, `weights` [N]; `ended` [N] marks a response's last token. CD-Q needs what
+    follows: `next_at`, `next_token`, `next_p` [N, m] (p 0: none). `prompt` [N] numbers the prompts.
+    """
+
+    states: torch.Tensor
+    embeddings: torch.Tensor
+    at: torch.Tensor
+    token: torch.Tensor
+    rewards: torch.Tensor
+    ended: torch.Tensor
+    prompt: torch.Tensor
+    weights: torch.Tensor
+    next_at: torch.Tensor
+    next_token: torch.Tensor
+    next_p: torch.Tensor
+
+    def only(self, rows: torch.Tensor) -> Examples:
+        """Some of the N."""
+        per_row = ("at", "token", "rewards", "ended", "prompt", "weights", "next_at", "next_token", "next_p")
+        return replace(self, **{name: getattr(self, name)[rows] for name in per_row})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitted:
+    """A head, its training loss by epoch and, on held-out prompts, the share of the targets' variance it explains."""
+
+    head: ValueHead
+    losses: tuple[float, ...]
+    explained: float
+
+
+def targets(head: ValueHead, data: Examples, loss: Loss) -> torch.Tensor:
+    """What V([s, z]) is to be [N]; no gradient flows through it."""
+    if loss != "cd-q":
+        return data.rewards
+    with torch.no_grad():
+        following = head(data.states[data.next_at], data.embeddings[data.next_token])  # [N, m]
+        return torch.where(data.ended, data.rewards, (data.next_p * following).sum(-1))
+
+
+def loss_of(head: ValueHead, data: Examples, loss: Loss) -> torch.Tensor:
+    """1/2 (V - target)^2, averaged by weight."""
+    told = head(data.states[data.at], data.embeddings[data.token])
+    errors = 0.5 * (told - targets(head, data, loss)) ** 2
+    return (data.weights * errors).sum() / data.weights.sum()
+
+
+def fit(
+    config: HeadConfig, data: Examples, *, loss: Loss, epochs: int, batch_size: int, learning_rate: float, seed: int
+) -> Fitted:
+    """The head of the epoch that is best on held-out prompts (on all of them where there are too few to hold out).
+
+    The same seed gives the same head on the same machine. Raises FailedError where the loss is not finite.
+    """
+    mean, scale = _moments(data)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = ValueHead(replace(config, mean=mean, scale=scale))
+    generator = torch.Generator().manual_seed(seed)
+    training, judging = _split(data, generator)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=1e-4)
+    n = len(training.at)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=learning_rate, total_steps=epochs * -(-n // batch_size) + 1, pct_start=0.1
+    )
+    losses: list[float] = []
+    best, least = {k: v.clone() for k, v in head.state_dict().items()}, float("inf")
+    for _ in range(epochs):
+        total = 0.0
+        for rows in torch.randperm(n, generator=generator).split(batch_size):
+            value = loss_of(head, training.only(rows), loss)
+            optimizer.zero_grad()
+            value.backward()
+            clip_grad_norm_(head.parameters(), 10.0)
+            optimizer.step()
+            schedule.step()
+            total += float(value.detach()) * len(rows)
+        losses.append(total / n)
+        judged = _error(head, judging, loss)
+        if not judged < float("inf"):
+            raise FailedError(f"The value head's loss became {judged}; lower learning_rate={learning_rate:g}.")
+        if judged < least:
+            best, least = {k: v.clone() for k, v in head.state_dict().items()}, judged
+    head.load_state_dict(best)
+    spread = float(targets(head, judging, loss).var(correction=0))
+    return Fitted(head=head.eval(), losses=tuple(losses), explained=1.0 - 2.0 * least / spread if spread else 0.0)
+
+
+def examples(
+    model: Any, layer: int, rank: int, seen: Sequence[Seen], *, name: str, on_forward: Callable[[int], None]
+) -> Examples:
+    """Read the states of `seen` off a frozen causal model's layer; `on_forward` is told the texts read so far.
+
+    A prefix scorer (`rank` 0) reads the state that a token makes, token values the state before it.
+    """
+    width = max((len(s.next_ids) for s in seen), default=0) or 1
+    read = [s.state if rank else s.reached for s in seen]
+    following = [[s.reached if rank else (*s.reached, z) for z in s.next_ids] for s in seen]
+    texts = list(dict.fromkeys([*read, *(text for several in following for text in several)]))
+    row = {text: i for i, text in enumerate(texts)}
+    with torch.inference_mode():
+        states = _states(truncated(model, layer, name=name), texts, on_forward)
+
+    def padded(rows: Sequence[Sequence[float]], dtype: torch.dtype) -> torch.Tensor:
+        return torch.tensor([[*r, *([0] * (width - len(r)))] for r in rows], dtype=dtype)
+
+    return Examples(
+        states=states.clone(),
+        embeddings=model.get_input_embeddings().weight.detach().to("cpu", torch.float32),
+        at=torch.tensor([row[text] for text in read]),
+        token=torch.tensor([s.token for s in seen]),
+        rewards=torch.tensor([s.reward for s in seen], dtype=torch.float32),
+        ended=torch.tensor([s.ended for s in seen]),
+        prompt=torch.tensor([s.prompt for s in seen]),
+        weights=torch.tensor([s.weight for s in seen], dtype=torch.float32),
+        next_at=padded([[row[text] for text in several] for several in following], torch.long),
+        next_token=padded([s.next_ids for s in seen], torch.long),
+        next_p=padded([s.next_p for s in seen], torch.float32),
+    )
+
+
+def train_value(
+    model: Any,
+    seen: Sequence[Seen],
+    *,
+    base: str,
+    out: Path,
+    loss: Loss,
+    layer: int | None = None,
+    rank: int = 32,
+    width: int = 0,
+    epochs: int = 10,
+    batch_size: int = 512,
+    learning_rate: float = 3e-3,
+    seed: int = 0,
+    on_forward: Callable[[int], None] = lambda _: None,
+) -> Fitted:
+    """Fit a head on `seen` and write it to `out`. `base` is how the head names the model; `layer` None: the last one.
+
+    Raises OptionError for a loss that the head cannot learn, or nothing to learn from.
+    """
+    check(loss, rank)
+    if not seen:
+        raise OptionError("No response has a usable reward: there is nothing to learn from; look at the reward.")
+    last: int = model.base_model.config.num_hidden_layers
+    chosen = last if layer is None else layer
+    data = examples(model, chosen, rank, seen, name=base, on_forward=on_forward)
+    config = HeadConfig(base=base, layer=chosen, state_size=data.states.shape[1], rank=rank, width=width)
+    made = fit(config, data, loss=loss, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed)
+    notes = {
+        "loss": loss, "examples": len(seen), "states": len(data.states), "epochs": epochs, "batch_size": batch_size,
+        "learning_rate": learning_rate, "seed": seed, "explained": round(made.explained, 4),
+    }  # fmt: skip
+    save_head(made.head, out, notes=notes)
+    return made
+
+
+def check(loss: Loss, rank: int) -> None:
+    """Raises OptionError for a loss that a head of this rank cannot learn."""
+    if loss == "transfer-q" and rank == 0:
+        raise OptionError(
+            "loss=transfer-q with rank=0 would need a forward for every candidate; use a rank of 1 or more, which "
+            "values all tokens after a state at once."
+        )
+
+
+def _states(trunk: Any, texts: Sequence[Ids], on_forward: Callable[[int], None]) -> torch.Tensor:
+    """Hidden states [texts, d] at each text's last token; texts that begin each other are read in one row."""
+    device = next(trunk.parameters()).device
+    row = {text: i for i, text in enumerate(texts)}
+    states = torch.empty(0)
+    done, groups = 0, sorted(chains(texts), key=lambda chain: len(chain[-1]))
+    while done < len(groups):
+        count = 1
+        while done + count < len(groups) and (count + 1) * len(groups[done + count][-1]) <= POSITIONS:
+            count += 1
+        batch = groups[done : done + count]
+        longest = len(batch[-1][-1])
+        tokens = torch.tensor([[*chain[-1], *([0] * (longest - len(chain[-1])))] for chain in batch], device=device)
+        lengths = torch.tensor([len(chain[-1]) for chain in batch], device=device)
+        mask = (torch.arange(longest, device=device)[None] < lengths[:, None]).long()
+        hidden = trunk(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state
+        if not len(states):
+            states = torch.empty(len(texts), hidden.shape[-1])
+        wanted = [(i, len(text) - 1, row[text]) for i, chain in enumerate(batch) for text in chain]
+        rows, positions, into = torch.tensor(wanted).T
+        states[into] = hidden[rows.to(device), positions.to(device)].to("cpu", torch.float32)
+        done += count
+        on_forward(done)
+    return states
+
+
+def _moments(data: Examples) -> tuple[float, float]:
+    mean = float((data.weights * data.rewards).sum() / data.weights.sum())
+    spread = float((data.weights * (data.rewards - mean) ** 2).sum() / data.weights.sum()) ** 0.5
+    return mean, spread or 1.0
+
+
+def _split(data: Examples, generator: torch.Generator) -> tuple[Examples, Examples]:
+    """Training and held-out prompts; with fewer than 1 / HELD_OUT prompts all are both."""
+    prompts = data.prompt.unique()
+    held = prompts[torch.randperm(len(prompts), generator=generator)[: int(HELD_OUT * len(prompts))]]
+    if not len(held):
+        return data, data
+    apart = torch.isin(data.prompt, held)
+    return data.only(~apart), data.only(apart)
+
+
+@torch.no_grad()
+def _error(head: ValueHead, data: Examples, loss: Loss) -> float:
+    parts = [data.only(rows) for rows in torch.arange(len(data.at)).split(POSITIONS)]
+    total = sum(float(loss_of(head, part, loss)) * float(part.weights.sum()) for part in parts)
+    return total / float(data.weights.sum())
