@@ -12,6 +12,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.parametrize("patch", sorted((ROOT / "tests" / "mutants").glob("*.patch")), ids=lambda patch: patch.stem)
+def test_every_mutant_fits_the_sources(patch: Path):
+    done = subprocess.run(["git", "apply", "--check", patch], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.slow
 def test_no_mutant_survives(capfd: pytest.CaptureFixture[str]):
     faulthandler.cancel_dump_traceback_later()  # hundreds of tests in one: each mutant has its own time limit
