@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from alignstar.cli.output import interrupt_held, json_line, json_lines_file
+from alignstar.cli.output import interrupt_held, json_lines_file
 from alignstar.cli.prompts import as_json, read_prompts
 from alignstar.errors import OptionError, PromptError
+from alignstar.evaluate.jsonl import json_line
 from alignstar.types import Message
 
 

@@ -16,8 +16,9 @@ from rich.console import Console
 from alignstar.cli import bench_tables
 from alignstar.cli.bench_frontier import frontier
 from alignstar.cli.bench_savings import savings
-from alignstar.cli.output import check_writable, json_line
+from alignstar.cli.output import check_writable
 from alignstar.errors import FailedError, OptionError
+from alignstar.evaluate.jsonl import json_line
 from alignstar.options import assignments
 
 if TYPE_CHECKING:

@@ -9,12 +9,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from alignstar.cli.output import check_writable, json_line
+from alignstar.cli.output import check_writable
 from alignstar.cli.progress import progress_bar
 from alignstar.demo import prompts as demo_prompts
 from alignstar.demo import table, tuning
 from alignstar.demo.run import Row, as_json, decode
 from alignstar.demo.settings import SETTINGS, open_setting, plans
+from alignstar.evaluate.jsonl import json_line
 
 DEFAULT_PROMPTS = 10
 

@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.rule import Rule
 from rich.text import Text
 
-from alignstar.cli.output import interrupt_held, json_line, json_lines_file
+from alignstar.cli.output import interrupt_held, json_lines_file
 from alignstar.cli.progress import progress_bar
 from alignstar.cli.prompts import Request, as_json, read_prompts
 from alignstar.errors import OptionError
+from alignstar.evaluate.jsonl import json_line
 from alignstar.loading import load
 from alignstar.methods.presets import preset as preset_named
 from alignstar.options import assignments, complete

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import signal
 import threading
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from alignstar.errors import OptionError
+from alignstar.evaluate.jsonl import json_line
 
 
 class Sink(Protocol):
@@ -21,23 +20,6 @@ class Sink(Protocol):
     def __call__(self, row: Mapping[str, Any]) -> None:
         """Write `row` as one line, at once."""
         ...
-
-
-def json_line(row: Mapping[str, Any]) -> str:
-    """`row` as one line of strict JSON; numbers that are not finite become null."""
-    return json.dumps(_finite(row), ensure_ascii=False, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    match value:
-        case float() if not math.isfinite(value):
-            return None
-        case Mapping():
-            return {key: _finite(item) for key, item in value.items()}
-        case list() | tuple():
-            return [_finite(item) for item in value]
-        case _:
-            return value
 
 
 def check_writable(path: str, *, option: str) -> None:

@@ -8,13 +8,13 @@ models nor how units are made.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from alignstar.errors import OptionError
+from alignstar.evaluate.jsonl import json_line
 
 DATABASE, DESCRIPTION, EXPORT = "run.sqlite", "run.json", "units.jsonl"
 """The files of a run's folder."""
@@ -70,8 +70,7 @@ class Run:
 
 def unit_to_json(unit: Unit) -> str:
     """The unit as one line of strict JSON; numbers that are not finite become null."""
-    row = {field.name: _finite(getattr(unit, field.name)) for field in fields(unit)}
-    return json.dumps(row, ensure_ascii=False, allow_nan=False)
+    return json_line({field.name: getattr(unit, field.name) for field in fields(unit)})
 
 
 def unit_from_json(line: str) -> Unit:
@@ -79,18 +78,6 @@ def unit_from_json(line: str) -> Unit:
     row: dict[str, Any] = json.loads(line)
     row["response_ids"], row["steps"] = tuple(row["response_ids"]), tuple(row["steps"])
     return Unit(**row)
-
-
-def _finite(value: Any) -> Any:
-    match value:
-        case float() if not math.isfinite(value):
-            return None
-        case Mapping():
-            return {key: _finite(item) for key, item in value.items()}
-        case list() | tuple():
-            return [_finite(item) for item in value]
-        case _:
-            return value
 
 
 @dataclass(frozen=True, slots=True)

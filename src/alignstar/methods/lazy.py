@@ -145,7 +145,7 @@ class Lazy:
         if self.bounds is None or self.decision.temperature is not None:
             return self.rollouts.model.vocab_size
         low, high = self.bounds
-        return self.decision.weight * (high - low) + self._doubt()
+        return self.decision.weight * (high - low) + self.decision.doubt(self.bounds)
 
     def _candidates(self, best: Top) -> Candidates:
         top = self.proposals.kept(best, self.rollouts.model.tie_tolerance)
@@ -184,13 +184,8 @@ class Lazy:
         at_most = self.decision.scores(position.candidates, [_valued(self.bounds[1])] * len(ids), ())
         bound: Array = self.decision.maximised(at_most, ids, step)
         # Near ties survive too, so that none is overlooked.
-        alive = waiting & (np.max(reached) - bound <= self._doubt())
+        alive = waiting & (np.max(reached) - bound <= self.decision.doubt(self.bounds))
         return [ids[i] for i in np.argsort(-bound, kind="stable") if alive[i]]
-
-    def _doubt(self) -> float:
-        """What is maximised is not told apart this close [nats]; at least what rounding does to it."""
-        largest = 1.0 + self.decision.weight * max(abs(bound) for bound in self.bounds or (0.0,))
-        return max(self.decision.score_tolerance, 1e-12 * largest) / (self.decision.temperature or 1.0)
 
     async def _look_ahead(self, last: Position) -> None:
         """Compute the next window of the spine, and forget it: the model remembers."""
