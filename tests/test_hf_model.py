@@ -111,7 +111,7 @@ async def test_small_memory_evicts_waits_and_changes_nothing(engine: Engine, idl
 
 
 async def test_a_rollouts_first_forward_makes_the_next_step_free(engine: Engine, idle: list[HFModel]) -> None:
-    model = hf_model(causal_lm(seed=3), engine=engine)
+    model = hf_model(causal_lm(seed=3), engine=engine, guesses=False)
     idle.append(model)
     meter = Meter()
     with metering(meter):

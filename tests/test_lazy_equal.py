@@ -145,8 +145,8 @@ async def test_the_same_tokens(block: int) -> None:
         elif world.how["wave"] is None:
             steps_plain, steps_lazy = steps_plain + full_price.sequential_steps, steps_lazy + price.sequential_steps
     assert certified > WORLDS
-    # Where others win nearly everywhere, short windows save tokens and may wait a little more.
-    assert steps_lazy <= 1.02 * steps_plain
+    # Others are rolled out after the greedy candidate, not beside it: where they win everywhere, that is a step more.
+    assert steps_lazy <= 1.05 * steps_plain
 
 
 async def test_a_range_that_does_not_hold_shows() -> None:
@@ -237,11 +237,12 @@ async def test_the_whole_vocabulary_is_looked_at_no_further_than_it_can_win() ->
     reward = ToyReward(low=-1.0, high=2.0, declared=True)
     world = World(model=model, n_eos=1, reward=reward, options=options, how={})
     steps, usage = await world.run()
-    assert [top for top in asked if top is not None] == pytest.approx([1.5] * sum(top is not None for top in asked))
+    assert {round(top, 9) for top in asked if isinstance(top, float)} == {1.5}
+    assert {top for top in asked if isinstance(top, int)} == {2}  # of the spine: the best two, to see near ties
     assert usage.candidates == 6 * len(steps)
     asked.clear()
     await world.run(selection="sample")
-    assert {top for top in asked if top is not None} == {6}
+    assert {top for top in asked if top is not None} == {6, 2}
 
 
 class LessA(ToyReward):

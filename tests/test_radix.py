@@ -47,3 +47,20 @@ def test_a_removed_leaf_is_forgotten() -> None:
     tree.remove(leaf)
     assert tree.size == 3
     assert tree.known((1, 2, 4, 5)) == 2
+
+
+def test_an_edge_without_payload_grows() -> None:
+    """What a meter inserts token by token is one edge; what branches off it stays known."""
+    tree = RadixTree()
+    ids = tuple(range(50))
+    for at in range(1, 31):
+        tree.insert(ids[:at])
+    assert len(tree.root.children) == 1
+    assert tree.root.children[0].tokens == ids[:30]
+    tree.insert((*ids[:10], 99, 98))
+    tree.insert(ids)
+    tree.insert((*ids[:10], 99, 98, 97))
+    assert tree.size == 50 + 3
+    assert tree.known(ids) == 50
+    assert tree.known((*ids[:10], 99, 98, 97, 96)) == 13
+    assert tree.known((*ids[:10], 98)) == 10

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -41,6 +41,24 @@ class Request(Generic[T]):
         """Answer with an error."""
         with contextlib.suppress(InvalidStateError):
             self.future.set_exception(error)
+
+
+class Outbox:
+    """What the engine's thread says to event loops: each is woken once for all that it is told at a time."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[asyncio.AbstractEventLoop, list[Callable[[], object]]] = {}
+
+    def put(self, loop: asyncio.AbstractEventLoop, tell: Callable[[], object]) -> None:
+        """Have `tell` called in the loop's thread after the next `flush`."""
+        self._waiting.setdefault(loop, []).append(tell)
+
+    def flush(self) -> None:
+        """Say it all. A loop that was closed has nobody left to listen."""
+        waiting, self._waiting = self._waiting, {}
+        for loop, tells in waiting.items():
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(lambda tells=tells: [tell() for tell in tells])
 
 
 class Worker(Protocol):

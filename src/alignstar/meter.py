@@ -43,13 +43,14 @@ class Meter:
         computed: int | None = None,
         calls: int = 0,
         held: int = 0,
+        discarded: int = 0,
     ) -> None:
         """Charge the positions of `prefix` and, after it, of each row.
 
         Rows are what was *pushed* (the last generated token was not). `generated` rows cost one dependent forward per
         new position, others one in all. Rows of one call do not share positions with each other beyond the prefix.
         `computed` is what the backend really pushed (None: the same), `calls` its forwards, `held` the KV positions
-        that it held.
+        that it held, `discarded` what it pushed in vain, on a guess that was wrong.
         """
         tree = self._pushed.setdefault(model, RadixTree())
         known = tree.known(prefix)
@@ -67,6 +68,7 @@ class Meter:
         self.peak_kv_tokens = max(self.peak_kv_tokens, held)
         if not reward:
             self.add("lm_calls", calls)
+        self.add("discarded_tokens", discarded)
         if computed is not None:
             self.add("cached_tokens", max(0, charged - computed))
             self.add("recomputed_tokens", max(0, computed - charged))

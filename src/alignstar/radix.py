@@ -109,6 +109,11 @@ class RadixTree:
         if node is not self.root:
             node = self.split(node, used)
         if length < len(ids):
+            if slots is None and node is not self.root and not node.children:
+                # Without a payload an edge is only its tokens: what grows token by token stays one edge.
+                node.tokens += ids[length:]
+                self.size += len(ids) - length
+                return node, length
             payload = list(slots[length:]) if slots is not None else []
             child = Node(ids[length:], payload, node)
             node.children[ids[length]] = child

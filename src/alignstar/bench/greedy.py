@@ -48,7 +48,7 @@ def run(setup: Setup, *, tokens: int, repeats: int, on_way: Callable[[str], None
     """Both in turn, `repeats` times; ours on a cold engine each time."""
     ways = {
         GENERATE: partial(generate, setup, tokens=tokens),
-        GREEDY: partial(ours, setup, tokens=tokens, method="greedy", model="baseline"),
+        GREEDY: partial(ours, setup, tokens=tokens, method="greedy", model="baseline", judged=False),
     }
     theirs, mine = alternate(ways, repeats=repeats, on_way=on_way)
     return Outcome(setup=setup.name, prompts=len(setup.prompts), tokens=tokens, rows=(theirs, mine))

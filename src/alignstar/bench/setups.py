@@ -104,8 +104,13 @@ class Setup:
         ]
 
     @contextmanager
-    def opened(self, *, lm_kv: int = KV_TOKENS, rm_kv: int = KV_TOKENS) -> Generator[Opened]:
-        """The same models on a cold engine; each holds at most so many positions."""
+    def opened(
+        self, *, lm_kv: int = KV_TOKENS, rm_kv: int = KV_TOKENS, guesses: bool = True, judged: bool = True
+    ) -> Generator[Opened]:
+        """The same models on a cold engine; each holds at most so many positions.
+
+        Without `guesses` a forward decides one token of a row. Without `judged` no response is scored at its end.
+        """
         engine, device = Engine(), self.device
         config, judge = self.model.config, self.judge.model
         model = HFModel(
@@ -115,6 +120,7 @@ class Setup:
             eos_ids=frozenset(),
             max_context=context_limit(config),
             kv_tokens=lm_kv,
+            guesses=guesses,
         )
         readout = HeadReadout(judge.score)
         heads = WatchedHeads(
@@ -133,7 +139,7 @@ class Setup:
             reward = combine.clip(reward, -self.clip, self.clip)
         codec = HFCodec(self.tokenizer, name=self.name)
         codec.eos_ids = frozenset()
-        with Aligner(baseline=model, reward=reward, codec=codec, engine=engine) as aligner:
+        with Aligner(baseline=model, reward=reward if judged else None, codec=codec, engine=engine) as aligner:
             yield Opened(aligner=aligner, heads=heads)
 
 

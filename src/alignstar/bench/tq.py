@@ -21,12 +21,13 @@ from alignstar.bench.setups import KV_TOKENS, Setup, decision_entropy
 from alignstar.types import Ids, Response
 
 NAIVE, GENERATE, GREEDY, OURS = "naive", "transformers generate", "greedy", "ours"
-SKIPPING = "+ certified skipping"
+SKIPPING, WINDOW = "+ certified skipping", "+ window"
 
 SAVINGS: Mapping[str, Mapping[str, Any]] = {
-    "shared prefixes": {"acceleration": "off"},
-    "+ spine": {"window": 1, "skip": False},
-    SKIPPING: {"window": 1},
+    "shared prefixes": {"acceleration": "off", "guesses": False},
+    "+ spine": {"window": 1, "skip": False, "guesses": False},
+    SKIPPING: {"window": 1, "guesses": False},
+    WINDOW: {"guesses": False},
     OURS: {},
 }
 """Each with the savings of those above it; the last one is the method as it comes."""
@@ -128,7 +129,7 @@ def run(setup: Setup, work: Work, *, on_way: Callable[[str], None]) -> Outcome:
         left_out.add(SKIPPING)  # nothing can be skipped: it would be the row above it
     for name in (name for name in SAVINGS if name not in left_out):
         ways[name] = partial(ours, setup, tokens=work.tokens, **work.options, **SAVINGS[name])
-    ways[GREEDY] = partial(ours, setup, tokens=work.tokens, method="greedy", model="baseline")
+    ways[GREEDY] = partial(ours, setup, tokens=work.tokens, method="greedy", model="baseline", judged=False)
     ways[GENERATE] = partial(generate, setup, tokens=work.tokens)
     rows = alternate(ways, repeats=work.repeats, on_way=on_way)
     return Outcome(
@@ -171,7 +172,9 @@ def naive(setup: Setup, work: Work) -> Decoded:
     return Decoded(ids=tuple(made), seconds=seconds, counts=counts)
 
 
-def ours(setup: Setup, *, tokens: int, lm_kv: int = KV_TOKENS, **options: Any) -> Decoded:
+def ours(
+    setup: Setup, *, tokens: int, lm_kv: int = KV_TOKENS, guesses: bool = True, judged: bool = True, **options: Any
+) -> Decoded:
     """Alignstar on a cold engine, all prompts together; opening the engine is not timed.
 
     `lm_kv` bounds the positions of the language model. The reward model has room for the texts of one request, which
@@ -179,7 +182,7 @@ def ours(setup: Setup, *, tokens: int, lm_kv: int = KV_TOKENS, **options: Any) -
     """
     longest = max(len(p.ids) for p in setup.prompts) + tokens + options.get("rollout_len", 0)
     rm_kv = max(KV_TOKENS, TEXTS_AT_ONCE * options.get("k", 1) * longest)
-    with setup.opened(lm_kv=lm_kv, rm_kv=rm_kv) as opened:
+    with setup.opened(lm_kv=lm_kv, rm_kv=rm_kv, guesses=guesses, judged=judged) as opened:
         started = time.perf_counter()
         responses = opened.aligner.generate_many(setup.prompts, max_new_tokens=tokens, **options)
         seconds = time.perf_counter() - started

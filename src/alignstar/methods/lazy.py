@@ -8,7 +8,7 @@ What is saved, and why nothing changes:
    beforehand, so the same holds for it. Without a known range nothing is skipped.
 3) While the greedy candidate wins, the next state is the next position of the spine: a `window` of positions is decided
    together, up to the first one where another candidate wins. What was evaluated behind that one is discarded, and the
-   next window is half as long, or as long as this one held.
+   next window is as long as this one held; one that holds to its end is followed by a longer one.
 4) A response that was scored is not scored again.
 Knows direct transfer with greedy rollouts of the model that is base policy and source of candidates; `applies` says so.
 """
@@ -102,7 +102,7 @@ class Lazy:
         """One Step per token, equal to the plain algorithm's but for `considered`: the candidates with a reward."""
         response: Ids = ()
         finish: FinishReason | None = None
-        self.reach = self.window
+        self.reach = (self.window + 1) // 2
         while finish is None:
             self.known = {text: v for text, v in self.known.items() if text[: len(response)] == response}
             positions = await self._walk(response)
@@ -116,10 +116,10 @@ class Lazy:
                     current_meter().add("discarded_tokens", ahead + sum(len(future.ids) for future in behind))
                 yield step
                 if other_won:
-                    self.reach = max(i + 1, self.reach // 2)
+                    self.reach = i + 1
                     break
             else:
-                self.reach = min(2 * self.reach, self.window)
+                self.reach = min(self.reach + 2, self.window)
 
     # The spine
 
@@ -137,6 +137,23 @@ class Lazy:
             Position(response=response + spine.ids[:i], candidates=self._candidates(top))
             for i, top in enumerate(spine.tops)
         ]
+
+    async def _spine(self, positions: Sequence[Position]) -> None:
+        """The rollouts of the greedy candidates: all but that of one that ends the spine are parts of it."""
+        model, start = self.rollouts.model, len(positions[0].response)
+        ends = [i + 1 + self.rollouts.reach(self.max_new_tokens - start - i - 1) for i in range(len(positions))]
+        (spine,) = await model.continue_(
+            self.prompt.ids + positions[0].response, max_new_tokens=max(ends), sampling=GREEDY, top=2
+        )
+        near = [len(t.ids) > 1 and bool(t.logps[0] - t.logps[1] <= model.tie_tolerance) for t in spine.tops]
+        for i, (position, end) in enumerate(zip(positions, ends, strict=True)):
+            ids = spine.ids[i + 1 : end]
+            ended = i + 1 + len(ids) == len(spine.ids) and spine.ended
+            if position.greedy not in model.eos_ids:
+                position.futures[position.greedy] = Continuation(
+                    ids=ids, logps=spine.logps[i + 1 : end], ended=ended, near_ties=sum(near[i + 1 : end])
+                )
+        await self._roll([(p, p.greedy) for p in positions if p.greedy not in p.futures])
 
     def _told(self) -> Within:
         """How many best tokens of a state to look at, or within how many nats of the best one a token can win."""
@@ -158,9 +175,7 @@ class Lazy:
         """Value every candidate that could win its position; returns the tokens spent on positions further ahead."""
         greedy = [(p, p.greedy) for p in positions]
         everyone = [(p, z) for p in positions for z in p.candidates.ids[1:]] if self.bounds is None else []
-        # The last position's greedy rollout holds what those of the others need: after it they cost nothing.
-        await self._roll([greedy[-1], *everyone])
-        await self._roll(greedy[:-1])
+        await together([self._spine(positions), self._roll(everyone)])
         await self._value([*greedy, *everyone])
         ahead = 0
         while survivors := [(p, z) for p in positions for z in self._survivors(p)[: self.wave]]:
@@ -191,8 +206,7 @@ class Lazy:
         """Compute the next window of the spine, and forget it: the model remembers."""
         response = (*last.response, last.greedy)
         if len(response) < self.max_new_tokens and not self._ends(last.greedy):
-            positions = await self._walk(response)
-            await self._roll([(positions[-1], positions[-1].greedy)])
+            await self._spine(await self._walk(response))
 
     def _ends(self, z: int) -> bool:
         return self.rollouts.stop_on_eos and z in self.rollouts.model.eos_ids

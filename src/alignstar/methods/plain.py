@@ -7,11 +7,13 @@ many tokens are asked for at a time.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import TypedDict
 
 from alignstar.meter import current_meter
 from alignstar.methods import parameters as p
 from alignstar.methods.roles import one_model
-from alignstar.models import Sampler
+from alignstar.models import Continuation, Sampler, Streaming
 from alignstar.sampling import GREEDY, Noise, Sampling
 from alignstar.types import Candidate, FinishReason, Ids, Prompt, Step
 
@@ -46,24 +48,40 @@ def sample(
     return _decode(prompt, one_model(model, sft, baseline, "sample"), sampling, max_new_tokens, seed)
 
 
+class _How(TypedDict):
+    max_new_tokens: int
+    sampling: Sampling
+    noise: Noise
+
+
 async def _decode(
     prompt: Prompt, model: Sampler, sampling: Sampling, max_new_tokens: int, seed: int
 ) -> AsyncGenerator[Step, None]:
-    response: Ids = ()
-    noise = Noise(seed=seed, purpose="sample")
-    for t in range(max_new_tokens):
-        drawn = await model.continue_(prompt.ids + response, max_new_tokens=1, sampling=sampling, noise=noise)
-        token = drawn[0]
-        response += token.ids
-        current_meter().add("near_ties", token.near_ties)
-        logp = float(token.logps[0])
-        finish: FinishReason | None = "stop" if token.ended else "length" if t + 1 == max_new_tokens else None
-        yield Step(
-            index=t,
-            emitted=token.ids,
-            considered=(Candidate(ids=token.ids, logp=logp, score=logp),),
-            near_ties=token.near_ties,
-            finish=finish,
-        )
-        if finish is not None:
+    how: _How = {"max_new_tokens": max_new_tokens, "sampling": sampling, "noise": Noise(seed=seed, purpose="sample")}
+    tokens = model.stream(prompt.ids, **how) if isinstance(model, Streaming) else _one_by_one(model, prompt.ids, **how)
+    async with aclosing(tokens) as drawn:
+        t = 0
+        async for token in drawn:
+            current_meter().add("near_ties", token.near_ties)
+            logp = float(token.logps[0])
+            finish: FinishReason | None = "stop" if token.ended else "length" if t + 1 == max_new_tokens else None
+            yield Step(
+                index=t,
+                emitted=token.ids,
+                considered=(Candidate(ids=token.ids, logp=logp, score=logp),),
+                near_ties=token.near_ties,
+                finish=finish,
+            )
+            t += 1
+
+
+async def _one_by_one(
+    model: Sampler, prefix: Ids, max_new_tokens: int, sampling: Sampling, noise: Noise
+) -> AsyncGenerator[Continuation, None]:
+    """What `Streaming.stream` gives, of a model that does not stream."""
+    for _ in range(max_new_tokens):
+        (token,) = await model.continue_(prefix, max_new_tokens=1, sampling=sampling, noise=noise)
+        yield token
+        if token.ended:
             return
+        prefix += token.ids

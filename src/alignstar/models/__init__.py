@@ -7,6 +7,7 @@ by the lower token id.
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, runtime_checkable
 
@@ -121,6 +122,20 @@ class TokenModel(Sampler, Protocol):
 
     async def logprobs(self, prefix: Ids, continuation: Ids) -> Array:
         """Log-probabilities [len(continuation)] of given tokens after `prefix` (teacher forcing)."""
+        ...
+
+
+@runtime_checkable
+class Streaming(Protocol):
+    """A Sampler that tells a continuation while it is made."""
+
+    def stream(
+        self, prefix: Ids, *, max_new_tokens: int, sampling: Sampling = GREEDY, noise: Noise | None = None
+    ) -> AsyncGenerator[Continuation, None]:
+        """The tokens of one continuation, each as a Continuation of its own, as `continue_` would give them one by one.
+
+        Only tokens that were taken are charged; closing the generator ends the continuation.
+        """
         ...
 
 

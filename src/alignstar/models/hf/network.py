@@ -25,6 +25,11 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, tor
 
 CHECK_TOKENS = 24
 
+FREE_QUERIES = {"cpu": 24}
+"""Tokens that a forward takes in little more time than one, by type of device: what guesses may fill up."""
+
+FREE_QUERIES_ELSEWHERE = 256
+
 Forward: TypeAlias = Callable[..., Any]
 """Runs paged rows: (pool, rows, **kwargs) to a module's output; see PagedForward."""
 
@@ -99,6 +104,11 @@ class Network:
     def reuse(self) -> bool:
         """Whether prefixes are reused: there is a paged forward that the self-check found exact."""
         return self._paged is not None
+
+    @property
+    def queries(self) -> int:
+        """See FREE_QUERIES."""
+        return FREE_QUERIES.get(self.device.type, FREE_QUERIES_ELSEWHERE)
 
     @property
     def tolerance(self) -> float:

@@ -75,11 +75,13 @@ class PrefixCache:
         lease.own += count
         self.private += count
 
-    def drop_last(self, lease: Lease) -> None:
-        """Return the last private slot."""
-        self.pool.give_back([lease.slots.pop()])
-        lease.own -= 1
-        self.private -= 1
+    def drop_last(self, lease: Lease, count: int = 1) -> None:
+        """Return the last `count` private slots."""
+        assert count <= lease.own
+        self.pool.give_back(lease.slots[len(lease.slots) - count :])
+        del lease.slots[len(lease.slots) - count :]
+        lease.own -= count
+        self.private -= count
 
     def publish(self, lease: Lease, ids: Ids) -> None:
         """Put the row's private positions (ids: all of its positions) into the tree, and pin there instead.

@@ -5,13 +5,17 @@ Knows logits tensors, no requests.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
+from alignstar.errors import EngineError
 from alignstar.models import Top, Within
 from alignstar.sampling import Array
+
+KEEP = 16
+"""Best tokens remembered for every position computed; more when a request asks for more."""
 
 
 @dataclass(slots=True)
@@ -67,3 +71,45 @@ def whole(logps: Array) -> Top:
     """Every token of a state with its log-probability, best first."""
     order = np.argsort(-logps, kind="stable").astype(np.int64)
     return Top(ids=order, logps=logps[order])
+
+
+@dataclass(slots=True)
+class Vocabulary:
+    """What requests need to know of the model."""
+
+    size: int
+    eos_ids: frozenset[int]
+    tolerance: float
+    keep: int = KEEP
+
+
+class Reader:
+    """Turns a forward's logits [B, want, V], and what a value head put behind them, into States of B*want rows."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+
+    def __call__(self, logits: torch.Tensor) -> Read:
+        """Normalised distributions, row-major."""
+        want, size = logits.shape[1], self.vocabulary.size
+        rows = logits.reshape(-1, logits.shape[-1])
+        states = read_states(rows[:, :size], self.vocabulary.keep)
+        if rows.shape[1] > size:
+            features = rows[:, size:].to(torch.float32).cpu().numpy().astype(np.float64)
+            states.best = [replace(top, features=told) for top, told in zip(states.best, features, strict=True)]
+        return Read(states, want)
+
+
+@dataclass(slots=True)
+class Read:
+    """States of a batch whose rows have `want` positions each."""
+
+    states: States
+    want: int
+
+    def at(self, row: int, back: int = 1) -> int:
+        """Index of a row's position counted from its end (1: the last)."""
+        index = row * self.want + self.want - back
+        if np.isnan(self.states.log_z[index]):
+            raise EngineError("The model's logits are NaN; try --dtype float32.")
+        return index
