@@ -135,6 +135,11 @@ class Network:
                 want,
             )
 
+    def release(self) -> None:
+        """Give memory that the allocator keeps for later back to the device."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def _no_cache(self) -> dict[str, bool]:
         takes = inspect.signature(self.module.forward).parameters
         return {"use_cache": False} if "use_cache" in takes else {}
@@ -202,6 +207,14 @@ class Network:
         check([(first[: half - 2], half - 4, slots)])  # rolled back
         self.bytes_per_position = pool.bytes // pool.slots
         return worst
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a forward failed for want of memory: an accelerator's error, or the CPU allocator's."""
+    said = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and ("out of memory" in said or "can't allocate memory" in said)
+    )
 
 
 def attention_windows(config: Any) -> dict[str, int | None] | None:

@@ -7,6 +7,7 @@ case fits beside those running, and refused at once if it could never fit.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,9 +15,11 @@ from typing import Any, Generic, TypeVar
 
 from alignstar.engine import Outbox, Request
 from alignstar.errors import EngineError, PromptError
-from alignstar.models.hf.network import Network
+from alignstar.models.hf.network import Network, out_of_memory
 from alignstar.models.hf.paged import PagedRow, Pool
 from alignstar.models.hf.prefix import Lease, PrefixCache
+
+log = logging.getLogger("alignstar")
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -51,6 +54,7 @@ class Row:
     guessed: int = 0
     lease: Lease | None = None
     served: int = 0
+    pushed: int = 0  # by the last forward
     notes: dict[int, object] = field(default_factory=dict[int, object])
     state: Any = None
 
@@ -171,6 +175,8 @@ class RowWorker:
         try:
             outputs = self._forward(batch, want)
         except Exception as error:  # noqa: BLE001 - the rows in a failing forward fail, nothing else does
+            if out_of_memory(error) and self._shrink(batch):
+                return
             failure = EngineError(f"A forward of {self.name} failed: {error}.")
             failure.__cause__ = error
             self._fail({id(row.request): row.request for row in batch}.values(), failure)
@@ -361,8 +367,7 @@ class RowWorker:
             row.served = self.tick
             request = row.request
             if self.cache is None:
-                request.computed += len(row.ids)
-                self.pushed += len(row.ids)
+                self._account(row, len(row.ids))
                 continue
             assert row.lease is not None
             start = len(row.lease.slots)
@@ -370,8 +375,7 @@ class RowWorker:
             count = row.pending if row.pending <= chunk else min(chunk, row.pending - row.want)
             self.cache.extend(row.lease, count)
             request.reserved -= count
-            request.computed += count
-            self.pushed += count
+            self._account(row, count)
             inputs.append(PagedRow(new=tuple(row.ids[start : start + count]), slots=row.lease.slots))
         if self.cache is None:
             return self.read(self.network.plain([tuple(row.ids) for row in batch], want))
@@ -382,6 +386,41 @@ class RowWorker:
         if all(row.pending for row in batch):
             return None
         return self.read(tensor)
+
+    def _account(self, row: Row, count: int) -> None:
+        row.pushed = count
+        row.request.computed += count
+        self.pushed += count
+
+    def _shrink(self, batch: list[Row]) -> bool:
+        """After a forward for which memory did not suffice: allow half as much, and leave its rows as they were.
+
+        False where nothing could be smaller: one row, and of that no more than has to be pushed at once.
+        """
+        widest, longest = max(row.pushed for row in batch), max(len(row.ids) for row in batch)
+        if len(batch) == 1 and (self.cache is None or widest <= batch[0].want - batch[0].guessed):
+            return False
+        self.max_tokens = max(1, len(batch) * widest // 2)
+        self.max_keys = max(1, len(batch) * longest // 2)
+        self.queries = 1
+        log.warning(
+            "%s: out of memory in a forward of %d rows; going on with at most %d tokens and %d positions in one.",
+            self.name, len(batch), self.max_tokens, self.max_keys,
+        )  # fmt: skip
+        for request in {id(row.request): row.request for row in batch}.values():
+            request.calls -= 1
+        for row in batch:
+            if self.cache is not None and row.lease is not None:
+                self.cache.drop_last(row.lease, row.pushed)
+                row.request.reserved += row.pushed
+            self._account(row, -row.pushed)
+            if row.guessed:
+                del row.ids[len(row.ids) - row.guessed :]
+                row.guessed, row.want = 0, 1
+        if self.cache is not None:
+            self.cache.clear()
+        self.network.release()
+        return True
 
 
 def _begun(row: Row) -> bool:
