@@ -7,7 +7,7 @@ modules' weights, which it shares with them; whether it is right for a model is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from types import SimpleNamespace
@@ -16,7 +16,8 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch.nn import functional as F
 
-from alignstar.models.hf.paged import PagedRow, Pool, pack
+from alignstar.models.hf.packed import layout
+from alignstar.models.hf.paged import Packed, PagedRow, Pool
 
 MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 
@@ -45,7 +46,12 @@ class Layer:
 
 
 def fused_forward(
-    module: torch.nn.Module, *, windows: dict[str, int | None], dtype: torch.dtype, device: torch.device
+    module: torch.nn.Module,
+    *,
+    windows: dict[str, int | None],
+    dtype: torch.dtype,
+    device: torch.device,
+    layout: Callable[..., Packed] = layout,
 ) -> FusedForward | None:
     """The fused forward of a causal model or of its backbone; None for another architecture, or for wrapped layers."""
     config: Any = module.config
@@ -57,7 +63,7 @@ def fused_forward(
         return None  # an adapter's, or quantised
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * len(blocks)
     layers = [_layer(block, kind) for block, kind in zip(blocks, kinds, strict=True)]
-    return FusedForward(module, backbone, layers, windows=windows, dtype=dtype, device=device)
+    return FusedForward(module, backbone, layers, windows=windows, dtype=dtype, device=device, layout=layout)
 
 
 def _linears(block: Any) -> list[torch.nn.Module]:
@@ -123,7 +129,9 @@ class FusedForward:
         windows: dict[str, int | None],
         dtype: torch.dtype,
         device: torch.device,
+        layout: Callable[..., Packed],
     ) -> None:
+        self.layout = layout
         self.head: Any = getattr(module, "lm_head", None)
         self.backbone = backbone
         self.layers = layers
@@ -134,7 +142,7 @@ class FusedForward:
 
     def __call__(self, pool: Pool, rows: Sequence[PagedRow], *, logits_to_keep: int = 0) -> Any:
         """`last_hidden_state` [B, Q, H], and `logits` of the last `logits_to_keep` positions where there is a head."""
-        packed = pack(rows, windows=self.windows, dtype=self.dtype, device=self.device, unmasked=True)
+        packed = self.layout(rows, windows=self.windows, dtype=self.dtype, device=self.device)
         batch, queries = packed.tokens.shape
         read, width = packed.read.reshape(-1), packed.read.shape[1]
         hidden = F.embedding(packed.tokens, self.backbone.embed_tokens.weight)
@@ -165,6 +173,8 @@ class FusedForward:
             hidden = hidden + F.linear(attended.transpose(1, 2).reshape(batch, queries, -1), *layer.out)
             gate, up = F.linear(_rms_norm(hidden, layer.mlp_norm), *layer.gate_up).chunk(2, dim=-1)
             hidden = hidden + F.linear(F.silu(gate).mul_(up), *layer.down)
+        if packed.rows is not None:
+            hidden = hidden.view(batch * queries, -1)[packed.rows]
         hidden = _rms_norm(hidden, self.backbone.norm)
         logits = None if self.head is None else self.head(hidden[:, -logits_to_keep:])
         return SimpleNamespace(last_hidden_state=hidden, logits=logits)

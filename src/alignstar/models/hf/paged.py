@@ -151,6 +151,7 @@ class Packed:
     """The tensors of one forward over rows whose new tokens are right-aligned: [B, Q] and, for keys, [B, K].
 
     `written` [B*Q] and `read` [B, K] are slots; `mask` is what `masks` makes, None where every query may see all keys.
+    Where rows were packed together, `rows` [rows, longest] tells where in [B*Q] each one's queries are, at the right.
     """
 
     tokens: torch.Tensor
@@ -158,6 +159,7 @@ class Packed:
     written: torch.Tensor
     read: torch.Tensor
     mask: torch.Tensor | dict[str, torch.Tensor] | None
+    rows: torch.Tensor | None = None
 
 
 def pack(

@@ -1,0 +1,137 @@
+"""Ways to lay out rows that share a beginning for one decoding forward: what they gather, and how long they take.
+
+Compares a row of keys per branch, one packed row with a tree mask, and what the engine chooses. Every way gives the
+same logits, or the benchmark fails. The weights are random: only shapes matter here.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from alignstar.models.hf.fused import fused_forward
+from alignstar.models.hf.network import TOLERANCE
+from alignstar.models.hf.packed import layout, packed, union
+from alignstar.models.hf.paged import Packed, PagedRow, Pool, pack
+
+ROWS, ONE, ENGINE = "a row per branch", "one packed row", "the engine's choice"
+
+Layout: TypeAlias = Callable[..., Packed]
+
+
+def one_row(rows: Sequence[PagedRow], **how: Any) -> Packed:
+    """Everything in one row."""
+    everyone = range(len(rows))
+    return packed(rows, [everyone], [union([torch.tensor(row.slots).numpy() for row in rows])], **how)
+
+
+def a_row_each(rows: Sequence[PagedRow], **how: Any) -> Packed:
+    """Each for itself."""
+    return pack(rows, unmasked=True, **how)
+
+
+WAYS: Mapping[str, Layout] = {ROWS: a_row_each, ONE: one_row, ENGINE: layout}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """`branches` rows of each of `prompts` texts of `prefix` positions, `depth` own positions into their rollouts."""
+
+    prompts: int
+    branches: int
+    prefix: int
+    depth: int
+
+
+CASES = tuple(
+    Case(prompts=prompts, branches=branches, prefix=prefix, depth=depth)
+    for prompts, branches in ((1, 4), (1, 10), (1, 80), (16, 1), (16, 10))
+    for prefix, depth in ((64, 10), (512, 10))
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A way in a case: medians of `seconds`, and the positions gathered per layer."""
+
+    case: Case
+    way: str
+    seconds: float
+    gathered: int
+    times_rows: float
+
+    def as_json(self) -> dict[str, Any]:
+        """Keys: prompts, branches, prefix, depth, way, seconds, gathered, x_rows (how often faster than a row each)."""
+        case = self.case
+        return {
+            "prompts": case.prompts, "branches": case.branches, "prefix": case.prefix, "depth": case.depth,
+            "way": self.way, "seconds": self.seconds, "gathered": self.gathered, "x_rows": self.times_rows,
+        }  # fmt: skip
+
+
+def run(
+    shape: Mapping[str, int],
+    *,
+    repeats: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    on_case: Callable[[str], None],
+    cases: Sequence[Case] = CASES,
+) -> list[Row]:
+    """Alternating forwards of every way; ratios are medians of paired ones. Raises AssertionError on other logits."""
+    torch.manual_seed(0)
+    model: Any = LlamaForCausalLM(LlamaConfig.from_dict(dict(shape)))
+    model.to(device, dtype).eval()
+    how: dict[str, Any] = {"windows": {"full_attention": None}, "dtype": dtype, "device": device}
+    made: list[Row] = []
+    for case in cases:
+        on_case(f"{case.prompts} x {case.branches} branches behind {case.prefix} positions")
+        pool, rows = _filled(model, case, **how)
+        spent: dict[str, list[float]] = {way: [] for way in WAYS}
+        answers: dict[str, torch.Tensor] = {}
+        for _ in range(repeats + 1):
+            for way, lay in WAYS.items():
+                started = time.perf_counter()
+                forward = fused_forward(model, **how, layout=lay)
+                assert forward is not None
+                with torch.inference_mode():
+                    answers[way] = forward(pool, rows, logits_to_keep=1).logits
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                spent[way].append(time.perf_counter() - started)
+        for way, lay in WAYS.items():
+            torch.testing.assert_close(answers[way], answers[ROWS], rtol=0, atol=TOLERANCE[dtype])
+            ratios = [a / b for a, b in zip(spent[ROWS][1:], spent[way][1:], strict=True)]
+            made.append(
+                Row(
+                    case=case, way=way, seconds=statistics.median(spent[way][1:]),
+                    gathered=lay(rows, **how).read.numel(), times_rows=statistics.median(ratios),
+                )
+            )  # fmt: skip
+    return made
+
+
+def _filled(model: Any, case: Case, **how: Any) -> tuple[Pool, list[PagedRow]]:
+    """Rows whose earlier positions are in the pool, each with one token to push."""
+    own = case.depth + 1
+    pool = Pool(case.prompts * (case.prefix + case.branches * own) + 1, how["device"])
+    forward = fused_forward(model, **how)
+    assert forward is not None
+    rows: list[PagedRow] = []
+    with torch.inference_mode():
+        for prompt in range(case.prompts):
+            shared = pool.take(case.prefix)
+            text = tuple((prompt + 7 * i) % 1000 for i in range(case.prefix))
+            forward(pool, [PagedRow(new=text, slots=shared)], logits_to_keep=1)
+            for branch in range(case.branches):
+                slots = shared + pool.take(own)
+                tokens = tuple((branch + 3 * i) % 1000 for i in range(own))
+                forward(pool, [PagedRow(new=tokens[:-1], slots=slots[:-1])], logits_to_keep=1)
+                rows.append(PagedRow(new=tokens[-1:], slots=slots))
+    return pool, rows

@@ -1,0 +1,108 @@
+"""Packed rows: whatever shares a row, every query sees the keys of its own text and no others."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+
+import tiny
+from alignstar.bench import stores
+from alignstar.models.hf import packed as packing
+from alignstar.models.hf.fused import FusedForward, fused_forward
+from alignstar.models.hf.network import LogitsReadout, Network, attention_windows
+from alignstar.models.hf.paged import PagedRow, Pool
+
+CPU = torch.device("cpu")
+
+
+def parts(seed: int) -> Any:
+    """A layout that puts rows together at random."""
+
+    def lay(rows: list[PagedRow], **how: Any) -> Any:
+        drawn = random.Random(seed)
+        order = drawn.sample(range(len(rows)), len(rows))
+        groups: list[list[int]] = [[]]
+        for i in order:
+            groups[-1].append(i)
+            if drawn.random() < 0.3:
+                groups.append([])
+        groups = [group for group in groups if group]
+        slots = [torch.tensor(row.slots).numpy() for row in rows]
+        return packing.packed(rows, groups, [packing.union([slots[i] for i in g]) for g in groups], **how)
+
+    return lay
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("seed", range(6))
+def test_any_grouping_equals_the_modules_own_forward(family: str, seed: int) -> None:
+    model = tiny.causal_lm(family)
+    network = Network("tiny", model, LogitsReadout(model, tiny.VOCAB), config=model.config, device=CPU)
+    windows = attention_windows(model.config)
+    assert windows is not None
+    forward = fused_forward(model, windows=windows, dtype=torch.float64, device=CPU, layout=parts(seed))
+    assert isinstance(forward, FusedForward)
+    drawn, pool = random.Random(seed), Pool(600, CPU)
+    shared = tuple(drawn.randrange(3, tiny.VOCAB) for _ in range(9))
+    common = pool.take(len(shared))
+    texts, slots, known = [], [], []
+    for _ in range(7):
+        keep = drawn.randrange(0, 10)
+        text = shared[:keep] + tuple(drawn.randrange(3, tiny.VOCAB) for _ in range(drawn.randrange(2, 12)))
+        texts.append(text)
+        slots.append(common[:keep] + pool.take(len(text) - keep))
+        known.append(drawn.randrange(keep, len(text)))
+    with torch.inference_mode():
+        forward(pool, [PagedRow(new=shared, slots=common)])
+        begun = [i for i in range(7) if known[i]]
+        forward(pool, [PagedRow(new=texts[i][: known[i]], slots=slots[i][: known[i]]) for i in begun])
+        rows = [PagedRow(new=t[k:], slots=s) for t, s, k in zip(texts, slots, known, strict=True)]
+        want = min(len(row.new) for row in rows)
+        got = forward(pool, rows, logits_to_keep=want).logits
+    for row, text in zip(got, texts, strict=True):
+        torch.testing.assert_close(row, network.plain([text], want)[0], rtol=0, atol=1e-9)
+
+
+def rows_of(prompts: int, branches: int, prefix: int, own: int) -> list[PagedRow]:
+    pool, rows = Pool(10**6, CPU), list[PagedRow]()
+    for _ in range(prompts):
+        shared = pool.take(prefix)
+        rows += [PagedRow(new=(3,), slots=shared + pool.take(own)) for _ in range(branches)]
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("prompts", "branches", "prefix", "own", "most"),
+    [
+        (1, 1, 500, 5, 505),  # alone: nothing to share
+        (16, 1, 80, 5, 16 * 85),  # nothing in common: a row each
+        (1, 10, 500, 5, 550),  # one prompt: the union
+        (16, 10, 80, 5, 16 * 130),  # several prompts: each its own union
+    ],
+)
+def test_what_is_shared_is_gathered_once(prompts: int, branches: int, prefix: int, own: int, most: int) -> None:
+    laid = packing.layout(
+        rows_of(prompts, branches, prefix, own), windows={"full_attention": None}, dtype=torch.float32, device=CPU
+    )
+    assert laid.read.numel() <= most
+
+
+def test_many_branches_are_a_few_rows() -> None:
+    """In one row of a hundred queries all would pay for everybody's keys."""
+    laid = packing.layout(rows_of(1, 100, 100, 20), windows={"full_attention": None}, dtype=torch.float32, device=CPU)
+    assert laid.tokens.shape == (7, 16)
+    assert laid.read.shape == (7, 100 + 16 * 20)
+
+
+def test_the_benchmark_compares_equal_logits() -> None:
+    shape = {
+        "vocab_size": 1000, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 4,
+    }  # fmt: skip
+    case = stores.Case(prompts=2, branches=5, prefix=100, depth=3)
+    rows = stores.run(shape, repeats=1, device=CPU, dtype=torch.float32, on_case=lambda _: None, cases=[case])
+    gathered = {row.way: row.gathered for row in rows}
+    assert gathered == {stores.ROWS: 10 * 104, stores.ONE: 2 * 100 + 10 * 4, stores.ENGINE: 2 * (100 + 5 * 4)}
