@@ -171,8 +171,27 @@ async def test_a_failing_forward_fails_its_own_rows_only(engine: Engine, idle: l
     await asyncio.sleep(0.01)
     with pytest.raises(EngineError, match="forward of tiny failed"):
         await model.top_next((3, 4, VOCAB + 5), 2)  # a token without an embedding
-    assert not fine.done()
     assert (await fine)[0].ids == greedy_reference(raw, PROMPT, 200, stop=False)
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+async def test_a_request_that_cannot_be_computed_takes_no_other_with_it(reuse: bool, engine: Engine) -> None:
+    """Submitted at once, they share forwards; the one that fails is found out."""
+    raw = causal_lm()
+    model = hf_model(raw, engine=engine, reuse=reuse)
+    prefixes = [(*PROMPT, VOCAB + 5) if i in (3, 7) else (*PROMPT, 3 + i) for i in range(12)]
+    meter = Meter()
+    with metering(meter):
+        asked = [model.continue_(p, max_new_tokens=4, stop_at_eos=False) for p in prefixes]
+        told = await asyncio.gather(*asked, return_exceptions=True)
+    for i, (prefix, answer) in enumerate(zip(prefixes, told, strict=True)):
+        if i in (3, 7):
+            assert isinstance(answer, EngineError)
+        else:
+            assert not isinstance(answer, BaseException)
+            assert answer[0].ids == greedy_reference(raw, prefix, 4, stop=False)
+    await model.top_next((3, 4), 1)
+    assert model.worker.kv_in_use == 0
 
 
 async def test_tops_are_told_at_every_state(engine: Engine) -> None:

@@ -121,3 +121,12 @@ def test_other_errors_are_no_want_of_memory() -> None:
     assert not out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not out_of_memory(ValueError("out of memory"))
     assert out_of_memory(torch.OutOfMemoryError("no matter what"))
+
+
+async def test_what_is_too_much_for_one_forward_is_no_failure(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = causal_lm()
+    model = hf_model(raw, engine=engine)
+    failed = limited(model, 8, monkeypatch, torch.OutOfMemoryError("out of memory"))
+    ((one),) = await model.continue_(PROMPT, max_new_tokens=3, stop_at_eos=False)
+    assert one.ids == greedy_reference(raw, PROMPT, 3, stop=False)
+    assert failed == [20, 10]

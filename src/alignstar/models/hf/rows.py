@@ -169,17 +169,25 @@ class RowWorker:
         self._drop_cancelled()
         self._admit()
         batch = self._batch()
-        if not batch:
-            return
-        want = max(row.want for row in batch)
+        if batch:
+            self._run(batch)
+
+    def _run(self, batch: list[Row]) -> None:
+        """One forward and what its requests make of it; if it fails, smaller ones, or one for each request."""
         try:
-            outputs = self._forward(batch, want)
-        except Exception as error:  # noqa: BLE001 - the rows in a failing forward fail, nothing else does
+            outputs = self._forward(batch, max(row.want for row in batch))
+        except Exception as error:  # noqa: BLE001 - the request whose rows make a forward fail, fails, and no other
+            self._take_back(batch)
+            requests = list({id(row.request): row.request for row in batch}.values())
             if out_of_memory(error) and self._shrink(batch):
+                return
+            if len(requests) > 1:
+                for request in requests:
+                    self._run([row for row in batch if row.request is request])
                 return
             failure = EngineError(f"A forward of {self.name} failed: {error}.")
             failure.__cause__ = error
-            self._fail({id(row.request): row.request for row in batch}.values(), failure)
+            self._fail(requests, failure)
             return
         for index, row in enumerate(batch):
             if outputs is None or row.pending or row.request not in self.running:
@@ -364,6 +372,8 @@ class RowWorker:
         for request in {id(row.request): row.request for row in batch}.values():
             request.calls += 1
         for row in batch:
+            row.pushed = 0
+        for row in batch:
             row.served = self.tick
             request = row.request
             if self.cache is None:
@@ -392,13 +402,27 @@ class RowWorker:
         row.request.computed += count
         self.pushed += count
 
+    def _take_back(self, batch: list[Row]) -> None:
+        """Leave the rows of a forward that failed as they were before it, but for their guesses."""
+        for request in {id(row.request): row.request for row in batch}.values():
+            request.calls -= 1
+        for row in batch:
+            if self.cache is not None and row.lease is not None:
+                self.cache.drop_last(row.lease, row.pushed)
+                row.request.reserved += row.pushed
+            row.request.computed -= row.pushed
+            self.pushed -= row.pushed
+            if row.guessed:
+                del row.ids[len(row.ids) - row.guessed :]
+                row.guessed, row.want = 0, 1
+
     def _shrink(self, batch: list[Row]) -> bool:
-        """After a forward for which memory did not suffice: allow half as much, and leave its rows as they were.
+        """After a forward for which memory did not suffice: allow half as much.
 
         False where nothing could be smaller: one row, and of that no more than has to be pushed at once.
         """
         widest, longest = max(row.pushed for row in batch), max(len(row.ids) for row in batch)
-        if len(batch) == 1 and (self.cache is None or widest <= batch[0].want - batch[0].guessed):
+        if len(batch) == 1 and (self.cache is None or widest <= batch[0].want):
             return False
         self.max_tokens = max(1, len(batch) * widest // 2)
         self.max_keys = max(1, len(batch) * longest // 2)
@@ -407,16 +431,6 @@ class RowWorker:
             "%s: out of memory in a forward of %d rows; going on with at most %d tokens and %d positions in one.",
             self.name, len(batch), self.max_tokens, self.max_keys,
         )  # fmt: skip
-        for request in {id(row.request): row.request for row in batch}.values():
-            request.calls -= 1
-        for row in batch:
-            if self.cache is not None and row.lease is not None:
-                self.cache.drop_last(row.lease, row.pushed)
-                row.request.reserved += row.pushed
-            self._account(row, -row.pushed)
-            if row.guessed:
-                del row.ids[len(row.ids) - row.guessed :]
-                row.guessed, row.want = 0, 1
         if self.cache is not None:
             self.cache.clear()
         self.network.release()

@@ -40,16 +40,13 @@ def read_states(logits: torch.Tensor, keep: int) -> States:
     # float64 is emulated or missing on some devices; float32 there changes the eighth digit of a log-probability.
     wide = logits.to(torch.float64) if logits.device.type != "mps" else logits.to(torch.float32)
     log_z = torch.logsumexp(wide, dim=-1).cpu().numpy().astype(np.float64)
-    values_, ids_ = (
-        values.to(torch.float32 if logits.device.type == "mps" else torch.float64).cpu().numpy(),
-        ids.cpu().numpy(),
-    )
-    best: list[Top] = []
-    for row_values, row_ids, z in zip(values_, ids_, log_z, strict=True):
-        if np.any(row_values[1:] == row_values[:-1]):
-            order = np.lexsort((row_ids, -row_values))
-            row_values, row_ids = row_values[order], row_ids[order]
-        best.append(Top(ids=row_ids.astype(np.int64), logps=(row_values - z).astype(np.float64)))
+    wide_values = values.to(torch.float32 if logits.device.type == "mps" else torch.float64)
+    ranked, order = wide_values.cpu().numpy().astype(np.float64), ids.cpu().numpy().astype(np.int64)
+    for row in np.flatnonzero((ranked[:, 1:] == ranked[:, :-1]).any(axis=1)):
+        by_id = np.lexsort((order[row], -ranked[row]))
+        ranked[row], order[row] = ranked[row][by_id], order[row][by_id]
+    logps = ranked - log_z[:, None]
+    best = [Top(ids=order[row], logps=logps[row]) for row in range(len(order))]
     return States(logits=logits, log_z=log_z, best=best)
 
 
