@@ -1,7 +1,8 @@
 """Train the embedded world's value head: Transfer Q*'s values by complete rollouts of the baseline, on its last layer.
 
 Prompts are of the training split; nothing that the demo shows or tunes on is seen. `--log FILE` keeps the rollouts, so
-that training can be tried again without them. Knows the embedded world and the training functions.
+that training can be tried again without them. The figures go into build.json beside the models. Knows the embedded
+world and the training functions.
 """
 
 from __future__ import annotations
@@ -13,10 +14,14 @@ import os
 import pickle
 import random
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from alignstar.aligner import Aligner
 from alignstar.demo import model_dir
 from alignstar.demo.customers import message
 from alignstar.demo.settings import MAX_NEW_TOKENS, ROLLOUTS
@@ -27,6 +32,12 @@ from alignstar.train.value import train_value
 OUT = model_dir("baseline").parent / "value"
 SEED = 0
 
+WIDE = 200
+"""Prompts with all candidates rolled out. For the others only likely ones are, a quarter of the work: the first ones
+teach what is unlikely and bad, the others what there is to choose between."""
+LIKELY: Mapping[str, Any] = {"candidate_rule": "topp", "candidate_top_p": 0.97}
+ALONG = 6
+
 
 def prompts(n: int) -> list[str]:
     """Messages of the training split."""
@@ -35,34 +46,44 @@ def prompts(n: int) -> list[str]:
 
 
 def rollouts(n: int, *, alpha: float, device: str) -> list[Seen]:
-    """Values of all candidates along `n` responses, drawn by their scores so that states differ."""
-    done = 0
+    """Values of candidates along `n` responses, drawn by their scores so that states differ."""
+    asked, wide = prompts(n), min(n, WIDE)
+    with load(baseline=str(model_dir("baseline")), reward=str(model_dir("reward_source")), device=device) as aligner:
+        return [
+            *_part(aligner, asked[:wide], start=0, alpha=alpha, **ROLLOUTS),
+            *_part(aligner, asked[wide:], start=wide, alpha=alpha, along=ALONG, **ROLLOUTS, **LIKELY),
+        ]
+
+
+def _part(aligner: Aligner, asked: list[str], *, start: int, **options: Any) -> list[Seen]:
+    """The prompts from number `start` on, each with the seed of its number."""
+    done, started = 0, time.perf_counter()
 
     def count() -> None:
         nonlocal done
         done += 1
         if done % 20 == 0:
-            print(f"{done} of {n} responses after {time.perf_counter() - started:.0f} s", flush=True)
+            print(f"{done} of {len(asked)} responses after {time.perf_counter() - started:.0f} s", flush=True)
 
-    started = time.perf_counter()
-    with load(baseline=str(model_dir("baseline")), reward=str(model_dir("reward_source")), device=device) as aligner:
-        return asyncio.run(
-            valued(
-                aligner, prompts(n), responses=1, max_new_tokens=MAX_NEW_TOKENS, seed=SEED, concurrency=16,
-                on_response=count, alpha=alpha, selection="sample", **ROLLOUTS,
-            )
-        )  # fmt: skip
+    seen = asyncio.run(
+        valued(
+            aligner, asked, responses=1, max_new_tokens=MAX_NEW_TOKENS, seed=SEED + start, concurrency=16,
+            on_response=count, selection="sample", **options,
+        )
+    )  # fmt: skip
+    return [replace(s, prompt=s.prompt + start) for s in seen]
 
 
 def main() -> None:
     """Roll out, or read what was rolled out before; then train."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--log", type=Path, required=True, help="where the rollouts are kept")
-    parser.add_argument("--prompts", type=int, default=400)
+    parser.add_argument("--prompts", type=int, default=800)
     parser.add_argument("--alpha", type=float, default=1.0)
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--batch-size", type=int, default=1024)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--layer", type=int, default=None)
     parser.add_argument("--out", type=Path, default=OUT)
@@ -76,9 +97,22 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(model_dir("baseline"), dtype="float32").eval()
     made = train_value(
         model, seen, base="../baseline", out=given.out, loss="transfer-q", layer=given.layer, rank=given.rank,
-        width=given.width, epochs=given.epochs, learning_rate=given.learning_rate, seed=SEED,
+        width=given.width, epochs=given.epochs, batch_size=given.batch_size, learning_rate=given.learning_rate,
+        seed=SEED,
     )  # fmt: skip
-    print(json.dumps({"examples": len(seen), "losses": made.losses, "explained": made.explained}))
+    figures = {
+        "parameters": sum(p.numel() for p in made.head.parameters()),
+        "prompts": len({s.prompt for s in seen}),
+        "examples": len(seen),
+        "losses": [round(loss, 4) for loss in made.losses],
+        "explained": round(made.explained, 4),
+    }
+    print(json.dumps(figures))
+    if given.out == OUT:
+        record = OUT.parent / "build.json"
+        report = json.loads(record.read_text())
+        report["figures"]["value"] = figures
+        record.write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

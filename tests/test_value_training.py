@@ -133,6 +133,27 @@ async def test_valued_candidates_are_those_of_transfer_q() -> None:
             assert s.reward == world.r(ids)
 
 
+async def test_tokens_within_rollouts_have_the_value_of_the_whole() -> None:
+    """What a greedy rollout from there would give; the candidates are those without, none is told twice."""
+    world = random_world(4)
+    how: dict[str, Any] = {**HOW, "responses": 3, "k": 4, "rollout_len": None, "selection": "sample"}
+    with Aligner(baseline=world.sft, reward=world.reward, codec=codec(4)) as aligner:
+        plain = await valued(aligner, ["A"], **how)
+        for along in (1, 2, 50):
+            seen = await valued(aligner, ["A"], along=along, **how)
+            within = [s for s in seen if s.weight < 1.0]
+            assert [s for s in seen if s.weight == 1.0] == plain
+            assert len(within) > 0
+            assert along == 50 or len(within) <= 3 * 2 * along  # three responses, at most two tokens behind a candidate
+            for s in within:
+                ids = s.reached[1:]
+                while len(ids) < 3 and ids[-1] != 3:
+                    ids = (*ids, int(np.argmax(world.sft.law((0, *ids)))))
+                assert s.reward == world.r(ids)
+                assert s.ended == (s.token == 3)
+                assert s.token == int(np.argmax(world.sft.law(s.state)))
+
+
 def test_states_are_read_at_each_texts_last_token(tmp_path: Path) -> None:
     """Texts of any length and with common beginnings, in one pass; short batches change nothing."""
     sft = checkpoints.language_model(tmp_path / "sft", seed=0)
@@ -251,4 +272,4 @@ def test_an_unknown_kind_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["train", "values", "recipe.yaml"])
     assert ended.value.code == 2
-    assert capsys.readouterr().err == "kind='values' is unknown. Known: value.\n"
+    assert capsys.readouterr().err == ("kind='values' is unknown. Known: sft, reward, dpo, value, mixture, policy.\n")

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import DPOConfig, DPOTrainer
 
-from alignstar.train.common import trainer_options
+from alignstar.train.common import Fitted, run_trainer, trainer_options, without_dropout
 from alignstar.train.reward import Pair
+from alignstar.train.settings import Settings, Watcher
+from alignstar.types import Message
 
 
 def train_dpo(
@@ -27,7 +29,7 @@ def train_dpo(
     beta: float,
     seed: int = 0,
     epochs: float = 1.0,
-    max_steps: int = -1,
+    max_steps: int | None = None,
     batch_size: int = 32,
     learning_rate: float = 1e-3,
     lora: LoraConfig | None = None,
@@ -39,28 +41,57 @@ def train_dpo(
     """
     if not all(p.chosen_complete and p.rejected_complete for p in pairs):
         raise ValueError("train_dpo() needs complete answers: a pair holds one that was cut short. Leave it out.")
-    rows = Dataset.from_list(
-        [
-            {
-                "prompt": [{"role": "user", "content": p.prompt}],
-                "chosen": [{"role": "assistant", "content": p.chosen}],
-                "rejected": [{"role": "assistant", "content": p.rejected}],
-            }
-            for p in pairs
-        ]
+    settings = Settings(
+        learning_rate=learning_rate, epochs=epochs, max_steps=max_steps, batch_size=batch_size, seed=seed, device=device
     )
-    options = trainer_options(
-        output_dir=output_dir,
-        seed=seed,
-        epochs=epochs,
-        max_steps=max_steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        device=device,
+    rows = [((Message(role="user", content=p.prompt),), p.chosen, p.rejected) for p in pairs]
+    return fit_dpo(
+        model, rows, tokenizer=tokenizer, settings=settings, output_dir=output_dir, beta=beta, lora=lora,
+        max_length=tokenizer.model_max_length,
+    ).model  # fmt: skip
+
+
+def fit_dpo(
+    model: PreTrainedModel,
+    pairs: Sequence[tuple[tuple[Message, ...], str, str]],
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: Settings,
+    output_dir: Path,
+    beta: float,
+    held_out: Sequence[tuple[tuple[Message, ...], str, str]] = (),
+    max_length: int | None = None,
+    lora: LoraConfig | None = None,
+    checkpoint: Path | None = None,
+    watcher: Watcher | None = None,
+) -> Fitted:
+    """As `train_dpo` on (prompt, chosen, rejected), with all that `settings` can ask for, from a `checkpoint` if any.
+
+    Without `lora` the reference's log-probabilities are computed once, by the model as it is given: no second model is
+    held. The trainer tokenises: with the chat template where there is one, else the prompt is one text.
+    """
+    options = trainer_options(settings, output_dir=output_dir, held_out=bool(held_out))
+    chat = tokenizer.chat_template is not None
+    trainer = DPOTrainer(
+        model=without_dropout(model),
+        args=DPOConfig(
+            **options, beta=beta, max_length=max_length, precompute_ref_log_probs=lora is None, disable_dropout=False
+        ),
+        train_dataset=_rows(pairs, chat=chat),
+        eval_dataset=_rows(held_out, chat=chat) if held_out else None,
+        processing_class=tokenizer,
+        peft_config=lora,
     )
-    config = DPOConfig(
-        **options, beta=beta, max_length=tokenizer.model_max_length, precompute_ref_log_probs=lora is None
+    return run_trainer(trainer, settings, checkpoint=checkpoint, watcher=watcher)
+
+
+def _rows(pairs: Sequence[tuple[tuple[Message, ...], str, str]], *, chat: bool) -> Dataset:
+    def answer(text: str) -> Any:
+        return [{"role": "assistant", "content": text}] if chat else text
+
+    def asked(messages: tuple[Message, ...]) -> Any:
+        return [{"role": m.role, "content": m.content} for m in messages] if chat else messages[0].content
+
+    return Dataset.from_list(
+        [{"prompt": asked(m), "chosen": answer(good), "rejected": answer(bad)} for m, good, bad in pairs]
     )
-    trainer = DPOTrainer(model=model, args=config, train_dataset=rows, processing_class=tokenizer, peft_config=lora)
-    trainer.train()
-    return cast("PreTrainedModel", trainer.model)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,10 @@ from alignstar.aligner import Aligner, Request
 from alignstar.errors import NeedsError
 from alignstar.models import TokenModel
 from alignstar.sampling import Array, log_softmax
-from alignstar.types import Ids, Response
+from alignstar.types import Candidate, Ids, Response
+
+ALONG_WEIGHT = 0.3
+"""Of a token within a rollout: those of one rollout share their value, and there are many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,25 +93,34 @@ async def valued(
     max_new_tokens: int,
     seed: int,
     concurrency: int,
+    along: int = 0,
     on_response: Callable[[], None] = lambda: None,
     **options: Any,
 ) -> list[Seen]:
     """Every candidate of Transfer Q* with its value TQ*(s, z) by rollouts, at the states that `transfer-q` visits.
 
-    A candidate that ends the response has its exact reward. Those without a usable value are left out.
+    A candidate that ends the response has its exact reward. Those without a usable value are left out. `along`: of so
+    many rollouts per response, at most, that lead elsewhere, every token with its value too. That is the value of the
+    whole where rollouts are complete and greedy: a rollout from within is the rest of it.
     """
     seen: list[Seen] = []
 
     async def keep(index: int, response: Response) -> None:
-        state = response.prompt.ids
+        state, elsewhere = response.prompt.ids, list[tuple[Ids, Candidate]]()
         for step in response.steps:
-            for c in step.considered:
+            for i, c in enumerate(step.considered):
                 if c.value is not None and c.value != -float("inf"):
-                    ended = c.ids[0] in aligner.codec.eos_ids
-                    seen.append(
-                        Seen(state=state, token=c.ids[0], reward=c.value, ended=ended, prompt=index // responses)
-                    )
+                    seen.append(_seen(state, c.ids[0], c.value, index // responses))
+                    if i != step.chosen and c.future:
+                        elsewhere.append((state, c))
             state += step.emitted
+        for before, c in elsewhere[:: -(-len(elsewhere) // along)] if along and elsewhere else ():
+            for t, token in enumerate(c.future):
+                told = _seen((*before, *c.ids, *c.future[:t]), token, c.value or 0.0, index // responses)
+                seen.append(replace(told, weight=ALONG_WEIGHT))
+
+    def _seen(state: Ids, token: int, value: float, prompt: int) -> Seen:
+        return Seen(state=state, token=token, reward=value, ended=token in aligner.codec.eos_ids, prompt=prompt)
 
     request = {"method": "transfer-q", "acceleration": "off", "max_new_tokens": max_new_tokens, **options}
     repeated = [prompt for prompt in prompts for _ in range(responses)]

@@ -12,10 +12,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
 from torch.nn.utils import clip_grad_norm_
 
 from alignstar.errors import FailedError, OptionError
+from alignstar.layers.choice import band_of, needs_star
+from alignstar.layers.states import layer_variabilities
+from alignstar.layers.variability import star_of
 from alignstar.models.hf.classifier import chains
 from alignstar.models.hf.value import HeadConfig, ValueHead, save_head, truncated
 from alignstar.train.rollouts import Seen
@@ -25,6 +29,9 @@ Loss: TypeAlias = Literal["fudge", "cd-q", "transfer-q"]
 
 POSITIONS = 8192
 """Most positions of one forward of the trunk."""
+
+MEASURED = 4096
+"""Most states on which l* is measured."""
 
 HELD_OUT = 0.1
 """Share of the prompts on which the epochs are compared."""
@@ -135,7 +142,7 @@ def examples(
     texts = list(dict.fromkeys([*read, *(text for several in following for text in several)]))
     row = {text: i for i, text in enumerate(texts)}
     with torch.inference_mode():
-        states = _states(truncated(model, layer, name=name), texts, on_forward)
+        states = last_states(truncated(model, layer, name=name), texts, on_forward)
 
     def padded(rows: Sequence[Sequence[float]], dtype: torch.dtype) -> torch.Tensor:
         return torch.tensor([[*r, *([0] * (width - len(r)))] for r in rows], dtype=dtype)
@@ -162,7 +169,7 @@ def train_value(
     base: str,
     out: Path,
     loss: Loss,
-    layer: int | None = None,
+    layer: int | str | None = None,
     rank: int = 32,
     width: int = 0,
     epochs: int = 10,
@@ -171,15 +178,16 @@ def train_value(
     seed: int = 0,
     on_forward: Callable[[int], None] = lambda _: None,
 ) -> Fitted:
-    """Fit a head on `seen` and write it to `out`. `base` is how the head names the model; `layer` None: the last one.
+    """Fit a head on `seen` and write it to `out`. `base` is how the head names the model.
 
-    Raises OptionError for a loss that the head cannot learn, or nothing to learn from.
+    `layer` None is the last one; in words (`alignstar.layers.choice`), the one at which the choice puts its head: no
+    layer of the model is trained. Raises OptionError for a loss that the head cannot learn, or nothing to learn from.
     """
     check(loss, rank)
     if not seen:
         raise OptionError("No response has a usable reward: there is nothing to learn from; look at the reward.")
     last: int = model.base_model.config.num_hidden_layers
-    chosen = last if layer is None else layer
+    chosen = _head_layer(model, layer, rank, seen, last) if isinstance(layer, str) else layer or last
     data = examples(model, chosen, rank, seen, name=base, on_forward=on_forward)
     config = HeadConfig(base=base, layer=chosen, state_size=data.states.shape[1], rank=rank, width=width)
     made = fit(config, data, loss=loss, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed)
@@ -200,7 +208,19 @@ def check(loss: Loss, rank: int) -> None:
         )
 
 
-def _states(trunk: Any, texts: Sequence[Ids], on_forward: Callable[[int], None]) -> torch.Tensor:
+def _head_layer(model: Any, choice: str, rank: int, seen: Sequence[Seen], last: int) -> int:
+    """Where a choice puts the head; l* is the layer whose states tell the rewards' quarters apart best."""
+    if not needs_star(choice):
+        return band_of(choice, layers=last).head
+    some = seen[:: -(-len(seen) // MEASURED)]
+    rewards = np.array([s.reward for s in some])
+    quarters = np.digitize(rewards, np.unique(np.quantile(rewards, (0.25, 0.5, 0.75))))
+    texts = [s.state if rank else s.reached for s in some]
+    nu = layer_variabilities(model, texts, quarters.tolist(), special=(), pool="last")
+    return band_of(choice, layers=last, star=star_of(nu)).head
+
+
+def last_states(trunk: Any, texts: Sequence[Ids], on_forward: Callable[[int], None]) -> torch.Tensor:
     """Hidden states [texts, d] at each text's last token; texts that begin each other are read in one row."""
     device = next(trunk.parameters()).device
     row = {text: i for i, text in enumerate(texts)}
