@@ -1,4 +1,4 @@
-"""`alignstar theory`: the paper on random tabular worlds, where it must hold, and misread, where that must show."""
+"""`alignstar theory`: papers on random tabular worlds, where they must hold, and misread, where that must show."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from alignstar.cli import theory_impossibility
+from alignstar.cli.output import check_writable
+from alignstar.errors import OptionError
 from alignstar.theory.checks import MUTANTS, TOLERANCE, Tally, draw, tally
 
 
@@ -19,18 +22,34 @@ def theory(
     seed: Annotated[int, typer.Option(min=0, help="Another seed draws other worlds.")] = 0,
     mutate: Annotated[bool, typer.Option("--mutate", help="Also check wrong readings; each must be caught.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    impossibility: Annotated[
+        bool, typer.Option("--impossibility", help="MaxMin-RLHF instead: what one reward for two groups costs them.")
+    ] = False,
+    svg: Annotated[str | None, typer.Option(help="With --impossibility: draw its example into this file.")] = None,
 ) -> None:
-    """Check Theorem 1 on random tabular worlds, by enumeration.
+    """Check Theorem 1 (or the impossibility of one reward for all) on random tabular worlds, by enumeration.
 
     Exit status 1: a statement is violated; 3: with --mutate, a wrong reading passed every check.
     """
-    drawn = [draw(seed, index) for index in range(worlds)]
-    tallies = tally(drawn)
-    caught = {name: _violated(tally(drawn, reading)) for name, reading in MUTANTS.items()} if mutate else {}
+    if svg is not None:
+        if not impossibility:
+            raise OptionError(f"--svg {svg!r} draws what --impossibility shows; give that as well, or leave it out.")
+        check_writable(svg, option="--svg")
+        theory_impossibility.draw_picture(svg)
+    if impossibility:
+        tallies, misread = theory_impossibility.tallies(worlds, seed, mutate=mutate)
+    else:
+        drawn = [draw(seed, index) for index in range(worlds)]
+        tallies = tally(drawn)
+        misread = {name: tally(drawn, reading) for name, reading in MUTANTS.items()} if mutate else {}
+    caught = {name: _violated(found) for name, found in misread.items()}
     if as_json:
         checks = [dataclasses.asdict(t) for t in tallies]
-        typer.echo(json.dumps({"worlds": worlds, "seed": seed, "checks": checks, "mutants": caught}))
+        example = {"example": theory_impossibility.rows()} if impossibility else {}
+        typer.echo(json.dumps({"worlds": worlds, "seed": seed, "checks": checks, "mutants": caught, **example}))
     else:
+        if impossibility:
+            theory_impossibility.show(Console())
         _print(tallies, caught)
     if _violated(tallies):
         raise typer.Exit(1)
