@@ -36,6 +36,11 @@ def longer_prompts():
     return ["AAA", "BBB", "CCC", "DDD"]
 
 
+def dialogues():
+    """Prompts as HH-RLHF has them."""
+    return [{"prompt": f"\n\nHuman: {letters}\n\nAssistant:"} for letters in ("AB", "CA", "DD")]
+
+
 def letters_a(prompt, reply, complete):
     return reply.count("A") + 0.5 * complete
 

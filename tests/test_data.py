@@ -33,15 +33,17 @@ FORMS: dict[str, tuple[Any, tuple[Message, ...], str | None, str | None]] = {
     "a text": ("q", user("q"), None, None),
     "prompt only": ({"prompt": "q", "other": 3}, user("q"), None, None),
     "prompt only, messages": ({"prompt": [Q]}, user("q"), None, None),
-    "prompt and completion": ({"prompt": "q", "completion": "a"}, user("q"), None, None),
-    "unpaired": ({"prompt": "q", "completion": "a", "label": True}, user("q"), None, None),
+    "prompt and completion": ({"prompt": "q", "completion": "a"}, user("q"), "a", None),
+    "unpaired": ({"prompt": "q", "completion": "a", "label": True}, user("q"), "a", None),
+    "unpaired, a poor one": ({"prompt": "q", "completion": "a", "label": False}, user("q"), None, None),
+    "completion, messages": ({"prompt": [Q], "completion": [GOOD]}, user("q"), "good", None),
     "preference": ({"prompt": "q", "chosen": "good", "rejected": "poor"}, user("q"), "good", "poor"),
     "preference, messages": ({"prompt": [Q], "chosen": [GOOD], "rejected": [POOR]}, user("q"), "good", "poor"),
     "preference, no prompt": (
         {"chosen": "The sky is blue.", "rejected": "The sky is green."}, user("The sky is"), "blue.", "green.",
     ),
     "preference, no prompt, messages": ({"chosen": [Q, GOOD], "rejected": [Q, POOR]}, user("q"), "good", "poor"),
-    "language modelling": ({"messages": [Q, GOOD, Q, POOR]}, user("q", "good", "q"), None, None),
+    "language modelling": ({"messages": [Q, GOOD, Q, POOR]}, user("q", "good", "q"), "poor", None),
     "hh-rlhf": (
         {"chosen": HH + " good", "rejected": HH + " poor\n\nHuman: what?"}, user("hi", "hello", "how?"), "good", "poor",
     ),
@@ -70,9 +72,9 @@ FORMS: dict[str, tuple[Any, tuple[Message, ...], str | None, str | None]] = {
         }, user("q"), "good", "poor",
     ),
     "alpaca-eval": (
-        {"dataset": "helpful_base", "instruction": "q", "output": "a", "generator": "x"}, user("q"), None, None,
+        {"dataset": "helpful_base", "instruction": "q", "output": "a", "generator": "x"}, user("q"), "a", None,
     ),
-    "alpaca with input": ({"instruction": "q", "input": "this", "output": "a"}, user("q\n\nthis"), None, None),
+    "alpaca with input": ({"instruction": "q", "input": "this", "output": "a"}, user("q\n\nthis"), "a", None),
 }  # fmt: skip
 
 

@@ -8,7 +8,6 @@ import logging
 import threading
 
 import pytest
-from typer.testing import CliRunner
 
 from alignstar.errors import FailedError, OptionError
 from alignstar.evaluate.chat import BudgetSpent, Chat, Limits, NoAnswer
@@ -23,7 +22,6 @@ from alignstar.evaluate.judge import (
     read_scores,
     shown_second,
 )
-from alignstar.evaluate.units import Unit, unit_to_json
 from alignstar.rewards.rules import length
 from alignstar.types import Message
 from endpoints import HANG_UP, STALL, endpoint, fails, says
@@ -57,6 +55,9 @@ def pairs(n=6, first="a long reply", second="short"):
     return [Pair(index=i, prompt=f"prompt {i}", first=first, second=second) for i in range(n)]
 
 
+NAN = float("nan")
+
+
 def of(judged, orders="both"):
     return judgement(judged, judge="j", first="A", second="B", orders=orders)
 
@@ -68,6 +69,9 @@ def of(judged, orders="both"):
 async def test_the_longer_text_wins_wherever_it_is_shown(orders):
     found = of(await judge_pairs(pairs(40), PrefersLonger(), orders=orders))
     assert (found.wins, found.ties, found.losses, found.n) == (40, 0, 0, 40)
+    assert (found.consistent.mean, found.consistent.n) == (
+        (1.0, 40) if orders == "both" else (pytest.approx(NAN, nan_ok=True), 0)
+    )
     swapped = of(await judge_pairs(pairs(40, "short", "a long reply"), PrefersLonger(), orders=orders))
     assert (swapped.wins, swapped.losses) == (0, 40)
 
@@ -78,6 +82,7 @@ async def test_both_orders_cancel_a_liking_for_a_place():
     assert (found.wins, found.ties, found.losses) == (0, 5, 0)
     assert found.first_shown.mean == 1.0
     assert found.first_shown.n == 10
+    assert (found.consistent.mean, found.consistent.n) == (0.0, 5)
     assert sorted(judge.shown) == sorted(
         (f"prompt {i}", *texts) for i in range(5) for texts in (("a long reply", "short"), ("short", "a long reply"))
     )
@@ -97,6 +102,19 @@ async def test_turned_scores_are_turned_back():
     (judged,) = await judge_pairs(pairs(1), PrefersLonger())
     assert judged.scores == (12.0, 5.0)
     assert judged.shown == ((12.0, 5.0), (5.0, 12.0))
+
+
+def test_a_pair_is_the_same_both_ways_where_both_orders_have_one_outcome():
+    shown = {
+        "win": ((8, 3), (2, 9)),
+        "tie": ((5, 5), (7, 7)),
+        "tie once": ((8, 3), (5, 5)),
+        "loss": ((1, 4), (6, 3)),
+        "place": ((8, 3), (8, 3)),
+    }
+    judged = [Judged(index=i, scores=(5, 5), shown=one) for i, one in enumerate(shown.values())]
+    judged.append(Judged(index=9, scores=None, shown=((8, 3),), why="unparsable"))
+    assert (of(judged).consistent.mean, of(judged).consistent.n) == (0.6, 5)
 
 
 def test_ties_count_whole_in_win_tie_and_half_in_win():
@@ -337,76 +355,3 @@ def test_a_url_must_be_one_without_secrets(url):
 def test_the_question_holds_both_answers_in_order():
     text = QUESTION.format(prompt="{P}", first="{F}", second="{S}")
     assert text.index("{P}") < text.index("{F}") < text.index("{S}")
-
-
-# The command
-
-
-def run_folder(tmp_path):
-    recipe = {"methods": [{"label": m, "method": "greedy", "options": {}} for m in ("A", "B")], "baseline": "B"}
-    (tmp_path / "run.json").write_text(json.dumps({"recipe": recipe, "environment": {}}))
-    units = [
-        Unit(
-            key=f"{m}{i}", method=m, options={}, prompt_index=i, prompt=f"prompt {i}", seed=0,
-            response="long " * 5 if m == "A" else "short", response_ids=(), finish_reason="stop", rewards={}, kl=None,
-            usage={}, steps=(), error="broken" if (m, i) == ("B", 3) else None,
-        )
-        for m in ("A", "B")
-        for i in range(6)
-    ]  # fmt: skip
-    (tmp_path / "units.jsonl").write_text("".join(unit_to_json(unit) + "\n" for unit in units))
-    return tmp_path
-
-
-def longer_wins(body, number):
-    text = body["messages"][1]["content"]
-    first, second = text.split("[Answer 1]")[1].split("[Task]")[0].split("[Answer 2]")
-    return says("9 2" if len(first) > len(second) else "2 9")
-
-
-def command(folder, answer, *more):
-    """Run `alignstar judge` with its endpoint in another thread."""
-    import typer
-
-    from alignstar.cli.judge import judge
-
-    app = typer.Typer()
-    app.command()(judge)
-    started, done, box = threading.Event(), threading.Event(), []
-
-    async def serve():
-        async with endpoint(answer) as server:
-            box.append(server)
-            started.set()
-            await asyncio.to_thread(done.wait)
-
-    thread = threading.Thread(target=lambda: asyncio.run(serve()))
-    thread.start()
-    started.wait()
-    try:
-        return CliRunner().invoke(app, [str(folder), "--url", box[0].url, "--model", "m", *more]), box[0]
-    finally:
-        done.set()
-        thread.join()
-
-
-def test_the_command_judges_a_run_and_repeats_for_nothing(tmp_path):
-    folder = run_folder(tmp_path)
-    result, server = command(folder, longer_wins)
-    assert result.exit_code == 0, result.output
-    told = json.loads((folder / "judge.json").read_text())
-    (one,) = told["judgements"]
-    assert (one["first"], one["second"], one["n"], one["wins"], one["losses"]) == ("A", "B", 5, 5, 0)
-    assert len(server.asked) == told["spent"]["requests"] == 10  # five prompts that both have, in both orders
-    assert "100.0" in result.output
-
-
-def test_the_command_says_what_was_left_out(tmp_path):
-    folder = run_folder(tmp_path)
-    result, _ = command(folder, longer_wins, "--max-requests", "4", "--concurrency", "1")
-    assert isinstance(result.exception, FailedError)
-    (one,) = json.loads((folder / "judge.json").read_text())["judgements"]
-    assert one["n"] + one["not_asked"] == 5
-    assert one["not_asked"] > 0
-    result, _ = command(folder, longer_wins, "--method", "C")
-    assert isinstance(result.exception, OptionError)

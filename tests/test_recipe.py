@@ -11,8 +11,10 @@ import pytest
 from alignstar.errors import NeedsError, OptionError
 from alignstar.evaluate.recipe import read_recipe, resolve
 from alignstar.methods.presets import PRESETS
+from alignstar.rewards.spec import parse_reward
 
-SHIPPED = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
+RECIPES = Path(__file__).parents[1] / "recipes"
+SHIPPED = sorted(file for file in RECIPES.rglob("*.yaml") if file.parent.name != "train")
 
 MODELS = {"sft": "a", "baseline": {"source": "b", "parameters": 7e9}}
 REWARDS = {"wanted": {"source": "rule:length?max_words=5", "role": "reward"}, "held out": "rule:length?max_words=9"}
@@ -166,3 +168,29 @@ def test_every_hub_id_in_a_recipe_says_who_names_it():
     for line in named:
         assert re.search(r"# .*published program", line), line
     assert len(SHIPPED) >= 11
+
+
+EXPERIMENTS = ("synthetic-transfer-1", "synthetic-transfer-2", "real-transfer")
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_transfer_experiments_ask_for_another_reward_than_the_baseline_s(name: str):
+    recipe = read_recipe(RECIPES / f"{name}.yaml").recipe
+    wanted, learned = (recipe.rewards[str(recipe.reward_in(role))].source for role in ("reward", "baseline_reward"))
+    assert wanted != learned
+    assert [entry.label for entry in recipe.methods] == ["ARGS-SFT", "DPO", "ARGS-DPO", "CD--", "DT", "TQ*"]
+    (tq,) = (entry for entry in recipe.methods if entry.label == "TQ*")
+    assert tq.options["transfer"] == "indirect"
+
+
+def test_the_synthetic_targets_are_the_source_s_with_a_sparser_last_layer():
+    for name in EXPERIMENTS[:2]:
+        rewards = read_recipe(RECIPES / f"{name}.yaml").recipe.rewards
+        (source,) = rewards["source"].source or ()
+        lines = [
+            line for reward in rewards.values() if reward.role != "baseline_reward" for line in reward.source or ()
+        ]
+        specs = [parse_reward(line) for line in lines]
+        assert {spec.target for spec in specs} == {source}
+        assert sorted(spec.options["sparsify"] for spec in specs) == [0.1, 0.3, 0.5, 0.7, 0.9]
+        assert {spec.options["sparsify_seed"] for spec in specs} == {0}

@@ -16,6 +16,8 @@ import pytest
 
 import recorded
 from alignstar import cli
+from alignstar.evaluate.judge import Judged, judgement
+from alignstar.evaluate.judgements import Judgements, write_judgements
 from alignstar.evaluate.summary import summarise
 from alignstar.evaluate.units import Run
 from alignstar.report.build import write_report
@@ -161,6 +163,50 @@ def test_texts_of_models_and_people_are_escaped_everywhere(tmp_path: Path):
     assert "<script>alert" not in raw
 
 
+def judged_by(shown: dict[str, Any]) -> Judgements:
+    """A judge that gave best-of-n these scores against greedy, prompt by prompt."""
+    pairs = [Judged(index=int(index), **said) for index, said in shown.items()]
+    one = judgement(pairs, judge="the judge", first="best-of-n", second="greedy", orders="both")
+    return Judgements(
+        url="http://judge", model="the judge", orders="both", seed=0, temperature=0.0, spent={}, judgements=(one,)
+    )
+
+
+def test_a_judge_s_verdicts_stand_beside_the_reward_s(tmp_path: Path):
+    judged = judged_by(
+        {
+            "0": {"scores": (8.0, 3.0), "shown": ((8.0, 3.0), (3.0, 8.0))},
+            "1": {"scores": (5.0, 6.0), "shown": ((5.0, 5.0), (7.0, 5.0))},
+            "2": {"scores": None, "why": "unparsable"},
+            "4": {"scores": None, "why": "no answer"},
+        }
+    )
+    page = page_of(recorded.run(), tmp_path, judged=judged)
+    rows = table(page, "judged")
+    assert list(rows) == ["best-of-n"]
+    by_judge, by_reward, left_out, same, first = rows["best-of-n"]
+    assert by_judge.text == "50.0[9.5, 90.5]\nn=2\n1 / 0 / 1"
+    assert by_reward.text == table(page, "wins")["best-of-n"][0].text
+    assert left_out.text == "1 unparsable, 1 no answer"
+    assert (same.children[0], first.children[0]) == ("50.0", "66.7")
+    data = browser(page)
+    assert data["judge"] == {"name": "the judge", "rival": "greedy"}
+    assert {
+        (prompt["index"], reply["method"]): reply["judged"]
+        for prompt in data["prompts"]
+        for reply in prompt["replies"]
+        if "judged" in reply
+    } == {(0, 1): [8.0, 3.0], (1, 1): [5.0, 6.0]}
+    assert json.loads((tmp_path / "report.json").read_text())["judged"]["judgements"][0]["unparsable"] == 1
+    assert "judged,best-of-n,greedy,win_tie:the judge,0.5," in (tmp_path / "report.csv").read_text()
+
+
+def test_a_run_that_was_not_judged_says_nothing_of_a_judge(tmp_path: Path):
+    page = page_of(recorded.run(), tmp_path)
+    assert not page.all("section", id="judged")
+    assert browser(page)["judge"] is None
+
+
 def test_failed_units_are_listed_and_enter_no_figure(tmp_path: Path):
     run = recorded.run(prompts=4)
     units = [
@@ -273,7 +319,9 @@ def status_of(arguments: list[str]) -> int:
 
 def test_the_command_writes_beside_the_run_and_names_its_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = recorded.folder_of(recorded.run(), tmp_path / "run")
+    write_judgements(judged_by({"0": {"scores": (8.0, 3.0)}}), folder)
     assert status_of([str(folder), "--alpaca-eval"]) == 0
+    assert read(folder / "report.html").all("section", id="judged")
     named = [Path(line) for line in capsys.readouterr().out.splitlines()]
     assert all(file.is_file() for file in named)
     assert [file.name for file in named[:5]] == [

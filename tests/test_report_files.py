@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import recorded
+from alignstar.errors import OptionError
 from alignstar.evaluate.statistics import Interval
 from alignstar.evaluate.summary import summarise
 from alignstar.evaluate.units import unit_from_json
@@ -148,3 +149,9 @@ def test_a_method_without_a_reply_has_an_empty_list(tmp_path: Path):
     [(file, left_out)] = write_alpaca(run, tmp_path)
     assert json.loads(file.read_text()) == []
     assert left_out == 1
+
+
+def test_a_report_that_fails_leaves_nothing_behind(tmp_path: Path):
+    with pytest.raises(OptionError, match="nobody"):
+        write_report(recorded.run(), tmp_path / "report.html", baseline="nobody")
+    assert list(tmp_path.iterdir()) == []

@@ -262,6 +262,21 @@ def test_the_reward_that_the_baseline_had_is_scored_too(tmp_path: Path):
         assert unit.rewards["now"] == eval_worlds.letters_a(unit.prompt, unit.response, complete)
 
 
+def test_a_reply_to_a_written_out_dialogue_ends_before_the_next_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A model that goes on with such a text writes the other side's turns too; toys have no such text but one."""
+    given: dict[str, Any] = {"data": "python:eval_worlds:dialogues", "methods": [{"method": "sample"}], "seeds": [0, 1]}
+    run(recipe(**given), tmp_path / "whole")
+    whole = units(tmp_path / "whole")
+    assert open_run(tmp_path / "whole").recipe["stop"] == ["\n\nHuman:"]
+    monkeypatch.setattr("alignstar.evaluate.recipe.NEXT_TURN", "B")
+    run(recipe(**given), tmp_path / "cut")
+    assert [u.response for u in units(tmp_path / "cut")] == [u.response.partition("B")[0] for u in whole]
+    assert any("B" in unit.response for unit in whole)
+    assert all(u.rewards["b"] == 0 for u in units(tmp_path / "cut")), "it is scored as it was cut"
+    run(recipe(**given, stop=[]), tmp_path / "as asked")
+    assert [u.response for u in units(tmp_path / "as asked")] == [u.response for u in whole]
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_method_that_cannot_run_ends_the_run_before_it_begins(tmp_path: Path, workers: int):
     with pytest.raises(NeedsError, match=r"'args': method='args' needs a reward"):

@@ -194,6 +194,20 @@ def test_the_held_out_reward_decides_who_wins():
         quick(run(units), win_tie_reward="x")
 
 
+def test_equal_replies_tie_though_their_scores_were_rounded_otherwise():
+    noise = (1e-7, -3e-8, 0.0)
+    units = [unit("base", i, rewards={"r": 1.0, "g": 1.0}) for i in range(3)]
+    units += [unit("best", i, rewards={"r": 1.0 + e, "g": 1.0 + e}) for i, e in enumerate(noise)]
+    other = unit("best", 3, response="another reply", rewards={"r": 1.0 + 1e-7, "g": 1.0 + 1e-7})
+    units += [unit("base", 3, rewards={"r": 1.0, "g": 1.0}), other]
+    summary = quick(run(units))
+    cell = next(c for c in summary.win_ties if c.first == "best")
+    assert (cell.wins, cell.ties, cell.losses) == (1, 3, 0)
+    assert summary.comparisons[0].superiority.mean == 0.625
+    cut = [unit("base", 0), unit("best", 0, finish_reason="length", rewards={"r": 1e-7, "g": 1e-7})]
+    assert next(c for c in quick(run(cut)).win_ties if c.first == "best").wins == 1, "a reward may see that it is cut"
+
+
 def test_wins_of_several_seeds_are_shares():
     units = [unit("base", 0, seed=s, rewards={"r": 0.0, "g": 0.0}) for s in range(4)]
     units += [unit("best", 0, seed=s, rewards={"r": 0.0, "g": g}) for s, g in enumerate((1.0, 1.0, 0.0, -1.0))]

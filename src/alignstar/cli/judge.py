@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +20,7 @@ if TYPE_CHECKING:
     from alignstar.evaluate.judge import Judgement, Pair
     from alignstar.evaluate.units import Run
 
-JUDGEMENTS, CACHE = "judge.json", "judge.sqlite"
+CACHE = "judge.sqlite"
 
 
 def judge(
@@ -50,10 +48,11 @@ def judge(
 ) -> None:
     """Let a language model compare the replies of a run with those of one method.
 
-    Answers are kept in DIR/judge.sqlite: asking again costs nothing. The outcome goes to DIR/judge.json too.
+    Answers are kept in DIR/judge.sqlite: asking again costs nothing. The outcome goes to DIR/judge.json, too, where
+    `alignstar report` finds it.
     """
     from alignstar.evaluate.chat import Limits
-    from alignstar.evaluate.summary import jsonable
+    from alignstar.evaluate.judgements import Judgements, write_judgements
     from alignstar.evaluate.units import open_run
 
     run = open_run(folder)
@@ -70,10 +69,7 @@ def judge(
     how: dict[str, Any] = {"orders": orders, "seed": seed, "temperature": temperature}
     endpoint: dict[str, Any] = {"model": model, "cache": folder / CACHE, "key_env": key_env, "limits": limits}
     judgements, spent = asyncio.run(_judge(pairs, rival, url, endpoint, **how))
-    told = {"url": url, "model": model, **how, "spent": spent, "judgements": [jsonable(asdict(j)) for j in judgements]}
-    working = folder / f"{JUDGEMENTS}.partial"
-    working.write_text(json.dumps(told, ensure_ascii=False, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(working, folder / JUDGEMENTS)
+    write_judgements(Judgements(url=url, model=model, spent=spent, judgements=tuple(judgements), **how), folder)
     Console().print(_table(judgements, rival))
     Console(stderr=True).print(
         f"{spent['requests']} requests, {spent['tokens']} tokens, {spent['cached']} answers from the cache", style="dim"
@@ -101,6 +97,7 @@ def pairs_of(run: Run, first: str, second: str, most: int) -> list[Pair]:
             prompt=replies[first][index, seed][0],
             first=replies[first][index, seed][1],
             second=replies[second][index, seed][1],
+            seed=seed,
         )
         for index, seed in sorted(by_prompt.items())[:most]
     ]
@@ -135,7 +132,16 @@ async def _judge(
 def _table(judgements: Sequence[Judgement], rival: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"Against {rival}", title_justify="left")
     table.add_column("method", style="bold")
-    for column in ("win-tie % [95 %]", "wins", "ties", "losses", "n", "unparsable", "first shown %"):
+    for column in (
+        "win-tie % [95 %]",
+        "wins",
+        "ties",
+        "losses",
+        "n",
+        "unparsable",
+        "first shown %",
+        "same both ways %",
+    ):
         table.add_column(column, justify="right")
     for one in judgements:
         share = one.win_tie
@@ -144,5 +150,6 @@ def _table(judgements: Sequence[Judgement], rival: str) -> Table:
             f"{100 * share.mean:.1f} [{100 * share.low:.0f}, {100 * share.high:.0f}]",
             *(str(count) for count in (one.wins, one.ties, one.losses, one.n, one.unparsable)),
             f"{100 * one.first_shown.mean:.0f}",
+            f"{100 * one.consistent.mean:.0f}" if one.consistent.n else "-",
         )
     return table

@@ -25,9 +25,10 @@ def report(
 ) -> None:
     """Make a run's page: one HTML file that needs nothing else, and its tables as JSON, CSV and LaTeX.
 
-    Works on a run that is not finished too, with what there is.
+    Works on a run that is not finished too, with what there is; what `alignstar judge` found is on it.
     """
     # jinja2 comes with an extra: the help must not need it.
+    from alignstar.evaluate.judgements import read_judgements
     from alignstar.evaluate.units import open_run
     from alignstar.report.alpaca import write_alpaca
     from alignstar.report.build import write_report
@@ -37,7 +38,7 @@ def report(
     if page.suffix != ".html":
         raise OptionError(f"--out {str(page)!r} must end in .html; the files beside it take its name.")
     check_writable(str(page), option="--out")
-    for file in write_report(run, page, baseline=baseline):
+    for file in write_report(run, page, baseline=baseline, judged=read_judgements(folder)):
         typer.echo(str(file))
     if alpaca_eval:
         for file, left_out in write_alpaca(run, page.parent / "alpaca_eval"):

@@ -97,13 +97,13 @@ def check(world: World, recipe: Recipe, tasks: Iterable[Task]) -> None:
 
 def _request(recipe: Recipe, task: Task) -> dict[str, Any]:
     entry = task.entry
-    how = {"stop": recipe.stop, "chat": entry.chat, "truncate": recipe.truncate}
+    how = {"stop": recipe.stop or (), "chat": entry.chat, "truncate": recipe.truncate}
     return {"method": entry.method, "seed": task.seed, **how, **entry.options}
 
 
 async def _rewards(world: World, recipe: Recipe, response: Response) -> dict[str, float | None]:
     """The response's score by every reward of the recipe, in its order."""
-    stops = Stops(recipe.stop)
+    stops = Stops(recipe.stop or ())
     scores: dict[str, float | None] = {} if world.optimised is None else {world.optimised: response.reward}
     for name, reward in world.others.items():
         with metering(Meter()):  # looking at a result is no part of what it cost

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from alignstar.errors import OptionError, PromptError
-from alignstar.evaluate.recipe import Data
+from alignstar.evaluate.recipe import Data, Source
 from alignstar.evaluate.rows import Example, example
 from alignstar.rewards.function import load_function
 from alignstar.types import Message
@@ -67,7 +67,7 @@ def read_sample(data: Data, *, count_tokens: CountTokens | None = None) -> Sampl
             f"data.prompts={data.prompts}, but of the {len(examples)} rows of {data.source!r} {len(fitting)} can be "
             f"used{left}; ask for fewer."
         )
-    best = sorted(fitting.values(), key=lambda numbered: _rank(data.seed, numbered[0]))[:wanted]
+    best = sorted(fitting.values(), key=lambda numbered: rank(data.seed, numbered[0]))[:wanted]
     chosen = tuple(one for _, one in sorted(best, key=lambda numbered: numbered[0]))
     return Sample(examples=chosen, skipped=dict(skipped), rows=len(examples))
 
@@ -81,16 +81,17 @@ def _too_long(one: Example, data: Data, count_tokens: CountTokens | None) -> str
     return None
 
 
-def read_examples(data: Data) -> list[Example]:
+def read_examples(data: Source) -> list[Example]:
     """Every row of the source as an example. Raises as `read_sample` does."""
-    return [example(row, where=where, columns=data.columns, dialogue=data.dialogue) for where, row in _rows(data)]
+    return [example(row, where=where, columns=data.columns, dialogue=data.dialogue) for where, row in raw_rows(data)]
 
 
-def _rank(seed: int, place: int) -> bytes:
-    return hashlib.blake2b(f"{seed}|{place}".encode(), digest_size=16).digest()
+def rank(seed: int, key: object) -> bytes:
+    """The place of `key` in the order of `seed`: what is chosen by it does not depend on what else there is."""
+    return hashlib.blake2b(f"{seed}|{key}".encode(), digest_size=16).digest()
 
 
-def _rows(data: Data) -> Iterator[tuple[str, Any]]:
+def raw_rows(data: Source) -> Iterator[tuple[str, Any]]:
     """(where it stands, row) of every row."""
     source = data.source
     if source is None:

@@ -10,7 +10,10 @@ from typing import Any
 
 def json_line(row: Mapping[str, Any]) -> str:
     """`row` as one line of strict JSON; numbers that are not finite become null."""
-    return json.dumps(_finite(row), ensure_ascii=False, allow_nan=False)
+    try:
+        return json.dumps(row, ensure_ascii=False, allow_nan=False)
+    except (ValueError, TypeError):  # a number that is not finite, or a mapping that is no dict: few rows have any
+        return json.dumps(_finite(row), ensure_ascii=False, allow_nan=False)
 
 
 def _finite(value: Any) -> Any:

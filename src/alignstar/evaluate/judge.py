@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, TypeAlias
 
 from alignstar.evaluate.chat import BudgetSpent, Chat, NoAnswer
@@ -99,25 +99,27 @@ def read_scores(answer: str) -> Scores | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """One prompt and what two methods made of it; `index` decides the order under "random"."""
+    """One prompt and what two methods made of it by the same `seed`; `index` decides the order under "random"."""
 
     index: int
     prompt: str
     first: str
     second: str
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judged:
     """A pair's scores, in the pair's own order, or why there are none.
 
-    `shown` has what the judge gave, in the order shown, once per order asked for.
+    `shown` has what the judge gave, in the order shown, once per order asked for; `index` and `seed` are the pair's.
     """
 
     index: int
     scores: Scores | None
     shown: tuple[Scores, ...] = ()
     why: Literal["", "unparsable", "no answer", "not asked"] = ""
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +128,8 @@ class Judgement:
 
     `win_tie` is the share won or tied, `win` the share won with ties counted half. `first_shown` is the share of
     answers that scored the reply shown first higher, of those that did not tie: 1/2 for a judge without a liking for
-    a place.
+    a place. `consistent` is the share of the pairs judged in both orders that came out the same in both. `pairs` are
+    all of them.
     """
 
     judge: str
@@ -143,6 +146,8 @@ class Judgement:
     win_tie: Interval
     win: Interval
     first_shown: Interval
+    consistent: Interval
+    pairs: tuple[Judged, ...]
 
 
 def shown_second(index: int, seed: int) -> bool:
@@ -165,7 +170,7 @@ async def judge_pairs(
     """
 
     async def one(pair: Pair) -> Judged:
-        judged = await _judged(pair, judge, orders, seed)
+        judged = replace(await _judged(pair, judge, orders, seed), seed=pair.seed)
         on_judged(judged)
         return judged
 
@@ -199,6 +204,8 @@ def judgement(
     wins, ties = sum(a > b for a, b in scores), sum(a == b for a, b in scores)
     left_out = [one.why for one in judged if one.scores is None]
     decided = [a > b for one in judged for a, b in one.shown if a != b]
+    turned = [one.shown for one in judged if one.scores is not None and len(one.shown) == 2]
+    same = sum((a > b, a < b) == (d > c, d < c) for (a, b), (c, d) in turned)
     return Judgement(
         judge=judge,
         first=first,
@@ -214,4 +221,6 @@ def judgement(
         win_tie=share_interval(wins + ties, len(scores), level=level),
         win=share_interval(wins + ties / 2, len(scores), level=level),
         first_shown=share_interval(sum(decided), len(decided), level=level),
+        consistent=share_interval(same, len(turned), level=level),
+        pairs=tuple(judged),
     )

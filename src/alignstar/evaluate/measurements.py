@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from hashlib import blake2b
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from alignstar.evaluate.statistics import by_prompt
 from alignstar.evaluate.text_metrics import Coherence, SentenceEncoder
 from alignstar.evaluate.units import Run, Unit
 from alignstar.sampling import Array
+
+ROUNDING = 0.05
+"""Scores of one reply that are no further apart differ by what the coarsest number type (bfloat16) rounds."""
 
 _AT_ONCE = 64
 """Replies whose coherence is measured together."""
@@ -37,6 +41,19 @@ class Measurements:
     places: dict[str, list[tuple[int, int]]] = field(default_factory=dict[str, list[tuple[int, int]]])
     failed: Counter[str] = field(default_factory=Counter[str])
     finished: dict[str, Counter[str]] = field(default_factory=dict[str, Counter[str]])
+    _scored: dict[bytes, dict[str, float]] = field(default_factory=dict[bytes, dict[str, float]])
+
+    def scored_alike(self, unit: Unit, figures: dict[str, float]) -> dict[str, float]:
+        """The figures, with the rewards that the same reply to the same prompt had before.
+
+        Forwards of other shapes round otherwise; who wins between equal replies is not for that to decide.
+        """
+        reply = f"{unit.prompt_index}|{unit.seed}|{unit.finish_reason}|{unit.response}"
+        key = blake2b(reply.encode(), digest_size=16).digest()
+        own = {name: value for name, value in figures.items() if name.startswith("reward:")}
+        before = self._scored.setdefault(key, own)
+        alike = {name: value for name, value in before.items() if abs(own[name] - value) <= ROUNDING}
+        return figures | alike
 
     def known(self, label: str) -> str:
         """`label`. Raises OptionError for a method that the run has not."""
@@ -93,7 +110,7 @@ def _take(unit: Unit, table: Measurements, *, plus_one: bool) -> None:
         return
     table.places.setdefault(unit.method, []).append((row, seed))
     table.finished.setdefault(unit.method, Counter())[unit.finish_reason] += 1
-    for name, value in measured(unit, plus_one=plus_one).items():
+    for name, value in table.scored_alike(unit, measured(unit, plus_one=plus_one)).items():
         table.values.setdefault((unit.method, name), []).append(value)
 
 

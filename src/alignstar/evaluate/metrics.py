@@ -17,7 +17,6 @@ from alignstar.errors import OptionError
 from alignstar.evaluate.statistics import Bootstrap, Interval
 from alignstar.evaluate.text_metrics import ORDERS, TOKENIZER, repetition_of
 from alignstar.evaluate.units import Unit
-from alignstar.rewards.rules import WORD
 from alignstar.sampling import Array
 
 Better: TypeAlias = Literal["higher", "lower", ""]
@@ -105,7 +104,12 @@ def reply_metrics(*, plus_one: bool, encoder: str) -> list[Metric]:
 
 def reward_metrics(name: str, role: str, convention: str, slope: Interval | None, baseline: str) -> dict[str, Metric]:
     """The figures of a reward, by kind: "reward", "normalised", "length_controlled", "gap"."""
-    meaning = {"gold": "held out: it guides no method", "reward": "optimised"}.get(role, "what the baseline learned")
+    meaning = {
+        "gold": "held out: it guides no method",
+        "reward": "optimised",
+        "baseline_reward": "what the baseline learned",
+        "scored": "shown for its shift from what the baseline learned",
+    }[role]
     bend = ""
     if slope is not None:
         bend = f" ({slope.mean:.3g} [{slope.low:.3g}, {slope.high:.3g}] per word, {slope.n} prompts)"
@@ -171,7 +175,7 @@ def measured(unit: Unit, *, plus_one: bool) -> dict[str, float]:
         **{f"rep_{n}": rep for n, rep in zip(ORDERS, repeats.rep, strict=True)},
         "kl": _number(unit.kl),
         "kl_rao_blackwell": _number(unit.kl_rao_blackwell),
-        "words": float(len(WORD.findall(unit.response))),
+        "words": float(repeats.words),
         "response_tokens": float(len(unit.response_ids)),
         **{name: _number(unit.usage.get(name)) for name in ("lm_tokens", "rm_tokens", "sequential_steps", "wall_s")},
     }

@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from alignstar.errors import NeedsError, OptionError, UserError
 from alignstar.evaluate.recipe_file import read_file, refused
+from alignstar.evaluate.rows import NEXT_TURN
 from alignstar.methods import MODEL_ROLES
 from alignstar.methods.presets import preset as preset_named
 from alignstar.methods.roles import models_used
@@ -23,11 +24,13 @@ from alignstar.options import complete, roles
 from alignstar.rewards.spec import parse_reward
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A part of a recipe: frozen, and nothing in it that is not known."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-def _sourced(value: Any) -> Any:
+def sourced(value: Any) -> Any:
     """A bare text is a source."""
     return {"source": value} if isinstance(value, str | list) else value
 
@@ -39,22 +42,22 @@ def _listed(value: Any) -> Any:
 Parameters: TypeAlias = Annotated[float | None, Field(gt=0)]
 
 
-class Checkpoint(_Section):
+class Checkpoint(Section):
     """A language model: a folder, a hub id, or package:NAME/FOLDER. A null source can be priced and not run."""
 
     source: str | None
     parameters: Parameters = None
 
 
-class Models(_Section):
+class Models(Section):
     """The language models and the value model, or a function that opens them.
 
     `open` is python:MODULE:FUNCTION; called with `reward` and `baseline_reward` (a Reward or None) it gives an Aligner.
     """
 
-    sft: Annotated[Checkpoint | None, BeforeValidator(_sourced)] = None
-    baseline: Annotated[Checkpoint | None, BeforeValidator(_sourced)] = None
-    value: Annotated[Checkpoint | None, BeforeValidator(_sourced)] = None
+    sft: Annotated[Checkpoint | None, BeforeValidator(sourced)] = None
+    baseline: Annotated[Checkpoint | None, BeforeValidator(sourced)] = None
+    value: Annotated[Checkpoint | None, BeforeValidator(sourced)] = None
     open: Annotated[str | None, Field(pattern="^python:")] = None
     device: str = "auto"
     dtype: str = "auto"
@@ -67,15 +70,18 @@ class Models(_Section):
         return {role: model for role, model in all_of_them.items() if model is not None}
 
 
-class RewardEntry(_Section):
-    """Lines of the reward grammar, added up. "gold" ones are held out: they judge and guide nothing."""
+class RewardEntry(Section):
+    """Lines of the reward grammar, added up. "gold" ones are held out: they judge and guide nothing.
+
+    "scored" ones do not judge either: they are shown for how far they are from the baseline's reward.
+    """
 
     source: Annotated[list[str] | None, BeforeValidator(_listed)]
-    role: Literal["reward", "baseline_reward", "gold"] = "gold"
+    role: Literal["reward", "baseline_reward", "gold", "scored"] = "gold"
     parameters: Parameters = None
 
 
-class MethodEntry(_Section):
+class MethodEntry(Section):
     """A method or a preset with options; an option that is a list is swept."""
 
     method: str | None = None
@@ -84,11 +90,11 @@ class MethodEntry(_Section):
     options: dict[str, Any] = {}
 
 
-class Data(_Section):
-    """Where prompts come from: a file, a hub data set, or python:MODULE:FUNCTION (called with `split`, if given).
+class Source(Section):
+    """Where rows come from: a file, a hub data set, or python:MODULE:FUNCTION (called with `split`, if given).
 
     `columns` says what the source calls prompt, chosen, rejected, ...; `dialogue` whether "Human: / Assistant:" texts
-    become messages or stay one text. Of what fits the limits `prompts` are taken, by `seed`.
+    become messages or stay one text.
     """
 
     source: str | None
@@ -96,20 +102,25 @@ class Data(_Section):
     split: str | None = None
     columns: dict[str, str] = {}
     dialogue: Literal["messages", "text"] = "messages"
+
+
+class Data(Source):
+    """The prompts of an evaluation. Of what fits the limits `prompts` are taken, by `seed`."""
+
     prompts: Annotated[int | None, Field(ge=1)] = None
     seed: int = 0
     max_prompt_characters: Annotated[int | None, Field(ge=1)] = None
     max_prompt_tokens: Annotated[int | None, Field(ge=1)] = None
 
 
-class Normalised(_Section):
+class Normalised(Section):
     """Labels of the two methods that the normalised reward calls 1 and 0; null: the baseline's rival and the worst."""
 
     reference: str | None = None
     lowest: str | None = None
 
 
-class Metrics(_Section):
+class Metrics(Section):
     """What the report computes of a run beside the rewards.
 
     `diversity_plus_one`: rep-n as ARGS counts it. `coherence`: the sentence encoder's folder or hub id.
@@ -120,31 +131,32 @@ class Metrics(_Section):
     normalised: Normalised = Normalised()
 
 
-class Pricing(_Section):
+class Pricing(Section):
     """What a dry run takes for granted where no model is opened: mean prompt tokens and size of the vocabulary."""
 
     prompt_tokens: Annotated[int, Field(ge=1)] = 64
     vocabulary: Annotated[int, Field(ge=1)] = 32000
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """The file. `baseline` is the label of the method that others are compared with (null: the first).
 
     `trace` is for how many of the prompts the steps are stored; `concurrency` how many responses are decoded together.
+    `stop` null: NEXT_TURN, where the data are written out as turns, so that no reply goes on with a turn of its own.
     """
 
     name: str
     about: str = ""
     models: Models
-    rewards: dict[str, Annotated[RewardEntry, BeforeValidator(_sourced)]] = {}
+    rewards: dict[str, Annotated[RewardEntry, BeforeValidator(sourced)]] = {}
     methods: Annotated[list[MethodEntry], Field(min_length=1)]
-    data: Annotated[Data, BeforeValidator(_sourced)]
+    data: Annotated[Data, BeforeValidator(sourced)]
     metrics: Metrics = Metrics()
     pricing: Pricing = Pricing()
     baseline: str | None = None
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]
     max_new_tokens: Annotated[int, Field(ge=1)] = 128
-    stop: Annotated[list[str], BeforeValidator(_listed)] = []
+    stop: Annotated[list[str] | None, BeforeValidator(_listed)] = None
     chat: bool | None = None
     truncate: Literal["left"] | None = None
     trace: Annotated[int, Field(ge=0)] = 3
@@ -162,7 +174,7 @@ class Recipe(_Section):
         return next((name for name, reward in self.rewards.items() if reward.role == role), None)
 
 
-class Entry(_Section):
+class Entry(Section):
     """One method of a resolved recipe: no sweep, every option there."""
 
     label: str
@@ -171,7 +183,7 @@ class Entry(_Section):
     chat: bool | None
 
 
-class Resolved(_Section):
+class Resolved(Section):
     """A recipe that was found in order, and its methods with sweeps expanded."""
 
     recipe: Recipe
@@ -181,6 +193,12 @@ class Resolved(_Section):
     def baseline(self) -> str:
         """The label of the method that others are compared with."""
         return self.recipe.baseline or self.entries[0].label
+
+    def stopping(self, *, written_out: bool) -> Resolved:
+        """The same with `stop` filled in; `written_out` says what the data are."""
+        given = self.recipe.stop
+        stop = given if given is not None else [NEXT_TURN] if written_out else []
+        return self.model_copy(update={"recipe": self.recipe.model_copy(update={"stop": stop})})
 
     def as_json(self) -> dict[str, Any]:
         """What is stored: the recipe with every default, `methods` being the entries."""

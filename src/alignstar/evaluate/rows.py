@@ -21,17 +21,28 @@ Turns: TypeAlias = tuple[Message, ...]
 
 ROLES = ("system", "user", "assistant")
 ANSWER = "\n\nAssistant:"
+NEXT_TURN = "\n\nHuman:"
+"""Texts of "Human: ... Assistant:" turns: what stands before an answer, and what a text goes on with after one."""
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """One row: the prompt's messages, two answers to it where the row is a preference, and where it stands."""
+    """One row: the prompt's messages, where it stands, and the answers that it has.
+
+    A preference has two; any other answer stands in `chosen`. `user` is who preferred and `group` what kind of person
+    that is, where the row has these keys, `subset` what it says it belongs to. `written_out`: its texts are
+    "Human: ... Assistant:" turns, so that a model which goes on with such a text may begin the next turn itself.
+    """
 
     prompt: Turns
     where: str
     chosen: str | None = None
     rejected: str | None = None
+    user: str | None = None
+    group: str | None = None
+    subset: str = "all"
+    written_out: bool = False
 
     @property
     def shown(self) -> str:
@@ -62,7 +73,17 @@ def example(
         raise PromptError(f"{where}: {error}") from None
     if not any(message.content.strip() for message in prompt):
         raise PromptError(f"{where}: the prompt is empty; drop the row or fill it in.")
-    return Example(prompt=prompt, where=where, chosen=chosen, rejected=rejected)
+    user, group = given.get("user"), given.get("group")
+    return Example(
+        prompt=prompt,
+        where=where,
+        chosen=chosen,
+        rejected=rejected,
+        user=None if user is None else str(user),
+        group=None if group is None else str(group),
+        subset=str(given.get("subset", "all")),
+        written_out=any(isinstance(value, str) and _TURN.match(value) for value in given.values()),
+    )
 
 
 Read: TypeAlias = tuple[Turns, str | None, str | None]
@@ -125,20 +146,26 @@ def _ultrafeedback(row: Mapping[str, Any], dialogue: Dialogue) -> Read:
 
 
 def _instruction(row: Mapping[str, Any], dialogue: Dialogue) -> Read:
-    """AlpacaEval's records and Alpaca's, which may have an input to the instruction."""
+    """AlpacaEval's records and Alpaca's, which may have an input to the instruction, and an output."""
     parts = [part for name in ("instruction", "input") if name in row and (part := _text(row, name))]
-    return _prompt("\n\n".join(parts), dialogue), None, None
+    output = _text(row, "output") if "output" in row else None
+    return _prompt("\n\n".join(parts), dialogue), output, None
 
 
 def _plain(row: Mapping[str, Any], dialogue: Dialogue) -> Read:
-    """Prompt-only, prompt-completion and unpaired preference: the prompt is what matters."""
-    return _prompt(row["prompt"], dialogue), None, None
+    """Prompt-only, prompt-completion and unpaired preference, whose poor completions (label false) are no answers."""
+    prompt = _prompt(row["prompt"], dialogue)
+    if "completion" not in row or row.get("label") is False:
+        return prompt, None, None
+    if isinstance(row["completion"], str):
+        return prompt, row["completion"], None
+    return prompt, _answer(_turns(row["completion"], "completion"), "completion"), None
 
 
 def _messages(row: Mapping[str, Any], dialogue: Dialogue) -> Read:
-    """Language modelling: everything before a last answer."""
+    """Language modelling: everything before a last answer, and that answer."""
     turns = _turns(row["messages"], "messages")
-    return (turns[:-1] if turns[-1].role == "assistant" else turns), None, None
+    return (turns[:-1], turns[-1].content, None) if turns[-1].role == "assistant" else (turns, None, None)
 
 
 _FORMS: tuple[tuple[frozenset[str], Callable[[Mapping[str, Any], Dialogue], Read]], ...] = (

@@ -69,6 +69,8 @@ def run(resolved: Resolved, folder: Path, *, resume: bool, workers: int, watcher
         identity = identities(recipe)
         world = opened.enter_context(open_world(recipe)) if workers == 1 else None
         sample = read_sample(recipe.data, count_tokens=_counter(recipe, world))
+        resolved = resolved.stopping(written_out=any(example.written_out for example in sample.examples))
+        recipe = resolved.recipe
         now = fixed(resolved, identity, sample.examples)
         if stored:
             refuse_other(stored["fixed"], now, folder=str(folder))

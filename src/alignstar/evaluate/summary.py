@@ -17,6 +17,7 @@ from alignstar.errors import OptionError
 from alignstar.evaluate import kl, metrics
 from alignstar.evaluate.measurements import Measurements, collect
 from alignstar.evaluate.metrics import Metric, Normalisation
+from alignstar.evaluate.shift import Shift, shifts
 from alignstar.evaluate.statistics import (
     Bootstrap,
     Interval,
@@ -85,7 +86,10 @@ class WinTie:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """What a report shows. `metrics` are those that some method has, in order; `win_ties` is by `win_tie_reward`."""
+    """What a report shows. `metrics` are those that some method has, in order; `win_ties` is by `win_tie_reward`.
+
+    `shifts` are the rewards against the one that the baseline was aligned to.
+    """
 
     baseline: str
     prompts: int
@@ -98,6 +102,7 @@ class Summary:
     win_tie_reward: str | None
     win_tie_tolerance: float
     win_ties: tuple[WinTie, ...]
+    shifts: tuple[Shift, ...]
 
     def as_json(self) -> dict[str, Any]:
         """The whole as JSON values: NaN, which JSON has not, becomes null."""
@@ -184,6 +189,7 @@ def summarise(
         win_tie_reward=decisive,
         win_tie_tolerance=win_tie_tolerance,
         win_ties=() if decisive is None else tuple(_win_ties(table, decisive, win_tie_tolerance, level)),
+        shifts=shifts(recipe, table, **resampling),
     )
 
 

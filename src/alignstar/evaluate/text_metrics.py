@@ -40,17 +40,18 @@ def cut_at_next_turn(text: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repetition:
-    """rep-n [%] for n = 2, 3, 4, and the diversity, the product of their 1 - rep-n/100, in [0, 1]."""
+    """rep-n [%] for n = 2, 3, 4, the diversity, the product of their 1 - rep-n/100, in [0, 1], and the words."""
 
     rep: tuple[float, ...]
     diversity: float
+    words: int
 
 
 def repetition_of(text: str, *, plus_one: bool = True) -> Repetition:
     """What repeats in a reply, an empty one being " "; the counts are those of `alignstar.rewards.rules`."""
-    words = WORD.findall(text or " ")
+    words = WORD.findall(text)  # an empty text and " " have the same: none
     rep = tuple(repeated(words, n, plus_one=plus_one) for n in ORDERS)
-    return Repetition(rep=rep, diversity=math.prod(1 - r / 100 for r in rep))
+    return Repetition(rep=rep, diversity=math.prod(1 - r / 100 for r in rep), words=len(words))
 
 
 class SentenceEncoder(Protocol):
@@ -66,6 +67,10 @@ class SentenceEncoder(Protocol):
         ...
 
 
+_MOST = 1 << 16
+"""From so many of a kind on, more weigh no more."""
+
+
 class HashedNgrams:
     """A SentenceEncoder that needs no model: counts of words and pairs of words, hashed into `size` places.
 
@@ -77,6 +82,7 @@ class HashedNgrams:
         self.size = size
         self.name = f"hashed words and pairs of words ({size})"
         self._places = _Places(size)
+        self._weights = np.append(0.0, 1 + np.log(np.arange(1, _MOST + 1)))
 
     def embed(self, texts: Sequence[str]) -> Array:
         """See SentenceEncoder."""
@@ -86,7 +92,7 @@ class HashedNgrams:
         words = np.array([self._places[word] for word in WORD.findall(text.casefold())], dtype=np.int64)
         pairs = (words[:-1] * 31 + words[1:] * 17 + 7) % self.size
         counts = np.bincount(np.concatenate([words, pairs]), minlength=self.size)
-        return np.where(counts > 0, 1 + np.log(np.maximum(counts, 1)), 0.0)
+        return self._weights[np.minimum(counts, _MOST)]
 
 
 class _Places(dict[str, int]):

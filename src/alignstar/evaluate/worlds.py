@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -111,25 +111,30 @@ def identities(recipe: Recipe) -> dict[str, str]:
 
     Raises ModelError or OptionError for what is not there.
     """
-    found = {f"models.{role}": _identity(c.source) for role, c in recipe.models.given.items() if c.source is not None}
+    found = {f"models.{role}": identity_of(c.source) for role, c in recipe.models.given.items() if c.source is not None}
     if recipe.models.open is not None:
         found["models.open"] = _code(recipe.models.open.removeprefix("python:"))
     for name, reward in recipe.rewards.items():
-        specs = [parse_reward(line) for line in reward.source or ()]
-        found[f"rewards.{name}"] = " + ".join(part for spec in specs for part in _of_reward(spec))
+        found[f"rewards.{name}"] = identity_of_reward(reward.source or ())
     return found
+
+
+def identity_of_reward(lines: Sequence[str]) -> str:
+    """What decides what reward lines say, beside their text: digests and commits of what they name."""
+    return " + ".join(part for line in lines for part in _of_reward(parse_reward(line)))
 
 
 def _of_reward(spec: RewardSpec) -> list[str]:
     """Of a reward's line what lies outside of the recipe."""
     if spec.kind == "classifier":
-        return [_identity(spec.target)]
+        return [identity_of(spec.target)]
     if spec.kind == "python":
         return [_code(spec.target)]
     return [part for inner in spec.parts for part in _of_reward(inner)]
 
 
-def _identity(source: str) -> str:
+def identity_of(source: str) -> str:
+    """What decides what a checkpoint says: the digest of its files, or the commit of a hub id."""
     folder = Path(located(source)).expanduser()
     if not folder.is_dir():
         return f"{source}@{_commit(source)}"
@@ -137,7 +142,7 @@ def _identity(source: str) -> str:
     if (folder / "adapter_config.json").is_file():
         from alignstar.models.hf.adapters import base_of
 
-        digest.update(_identity(base_of(str(folder))).encode())
+        digest.update(identity_of(base_of(str(folder))).encode())
     for file in sorted(path for path in folder.iterdir() if path.suffix in IDENTIFYING):
         digest.update(f"{file.name}|{file.stat().st_size}|".encode())
         with file.open("rb") as content:

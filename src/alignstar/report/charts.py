@@ -28,6 +28,7 @@ RADIUS = 9.0
 AROUND = ((15.0, 0.0), (-15.0, 0.0), (0.0, -15.0), (0.0, 15.0))
 """Where a disc moves to, once or several times, from a place that is taken."""
 
+NAME_HEIGHT = 12.0
 MOST_BINS = 40
 ROW = 42.0
 
@@ -36,38 +37,55 @@ ROW = 42.0
 class Mark:
     """A method in a scatter: its number, its family (the entries of one sweep), and both coordinates.
 
-    `bound` says that `x` is an upper bound.
+    `bound` says that `x` is an upper bound; `line` which of its family it is joined with, and what that line is called.
     """
 
-    number: int
+    number: int | str
     family: int
     label: str
     x: Interval
     y: Interval
     bound: bool = False
+    line: str = ""
 
 
 def scatter(marks: Sequence[Mark], *, name: str, x_title: str, y_title: str, log_x: bool = False) -> Markup:
-    """Means of `y` against means of `x`, both with intervals; entries of one sweep are joined in order of x."""
+    """Means of `y` against means of `x`, both with intervals; what is on one line is joined in order of x."""
     x = axis_over([v for m in marks for v in (m.x.low, m.x.high)], LEFT, WIDTH - RIGHT, log=log_x)
     y = axis_over([v for m in marks for v in (m.y.low, m.y.high)], HEIGHT - BOTTOM, TOP)
     parts = [_x_axis(x, x_title, HEIGHT - BOTTOM, TOP), _y_axis(y, y_title)]
-    for family in dict.fromkeys(m.family for m in marks):
-        swept = sorted((m for m in marks if m.family == family), key=lambda m: m.x.mean)
+    for line in dict.fromkeys((m.family, m.line) for m in marks):
+        swept = sorted((m for m in marks if (m.family, m.line) == line), key=lambda m: m.x.mean)
         parts += [_line(x, y, a, b) for a, b in pairwise(swept)]
     parts += [_cross(x, y, m) for m in marks]
     places = _apart([(x.at(m.x.mean), y.at(m.y.mean)) for m in marks])
     for m, (cx, cy) in zip(marks, places, strict=True):
         at = f"at most {short(m.x.mean)}" if m.bound else _told(m.x)
         parts.append(_disc(cx, cy, m, f"{x_title} {at}; {y_title} {_told(m.y)}"))
-    return _chart(name, HEIGHT, parts)
+    return _chart(name, HEIGHT, [*parts, *_line_names(marks, places)])
+
+
+def _line_names(marks: Sequence[Mark], places: Sequence[tuple[float, float]]) -> list[Markup]:
+    """What lines are called, left of the discs at their last points, below one another where these are close."""
+    last: dict[tuple[int, str], tuple[float, float]] = {}
+    for m, place in sorted(zip(marks, places, strict=True), key=lambda pair: pair[0].x.mean):
+        if m.line:
+            last[m.family, m.line] = place
+    names: list[Markup] = []
+    free = 0.0
+    for (_, line), (cx, cy) in sorted(last.items(), key=lambda item: item[1][1]):
+        at = max(free, cy + 3.5)
+        free = at + NAME_HEIGHT
+        beside = (px for px, py in places if abs(py - cy) < 2 * RADIUS and abs(px - cx) < 5 * RADIUS)
+        names.append(element("text", line, class_="line", x=min(beside) - RADIUS - 4, y=at, text_anchor="end"))
+    return names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spread:
     """A method's values, one per response; not empty."""
 
-    number: int
+    number: int | str
     family: int
     label: str
     values: NDArray[np.float64]

@@ -10,14 +10,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from alignstar.evaluate import kl
+from alignstar.evaluate.judgements import Judgements
 from alignstar.evaluate.metrics import Metric
 from alignstar.evaluate.statistics import Interval
 from alignstar.evaluate.summary import Comparison, Summary, WinTie
 from alignstar.evaluate.units import Run
+from alignstar.report.judged import judged_intervals, judged_section
 from alignstar.report.page import Fact, Page, Section, flat
 from alignstar.report.sections import ByMethod, chart_section, distribution, failures, metrics_table, reward_against
+from alignstar.report.shifted import shift_section
 from alignstar.report.survey import Chosen, Method, Survey
-from alignstar.report.tables import NONE, Cell, Row, Table, interval_cell, words
+from alignstar.report.sweeps import sweep_section
+from alignstar.report.tables import NONE, Cell, Row, Table, interval_cell, win_tie_cell, words
 
 FIRST = ("kl", "diversity", "coherence", "response_tokens", "lm_tokens", "rm_tokens")
 """The metrics of the first table, after the rewards."""
@@ -26,16 +30,21 @@ OF_REWARDS = ("reward:", "normalised:", "length_controlled:", "gap:")
 OF_TEXTS = ("diversity", "rep_", "coherence", "words", "response_tokens")
 
 
-def compose(run: Run, summary: Summary, counted: Survey, chosen: Chosen, *, beside: str) -> Page:
-    """The page; `beside` is the name of the file that holds all replies."""
+def compose(
+    run: Run, summary: Summary, counted: Survey, chosen: Chosen, *, beside: str, judged: Judgements | None = None
+) -> Page:
+    """The page; `beside` is the name of the file that holds all replies, `judged` what a judge said of the run."""
     first = [*(f"reward:{name}" for name in _charted(run, counted)), *FIRST]
     sections = [
         Section(id="summary", title="Summary", notes=_reading(summary), tables=[_table(summary, counted, first)]),
         _comparison_section(run, summary, counted),
         _kl_section(run, summary, counted),
         _cost_section(run, summary, counted),
+        sweep_section(summary, counted.methods, _charted(run, counted)),
+        shift_section(summary.shifts, counted),
         chart_section("distributions", "Reward distributions", [distribution(counted, r) for r in counted.rewards]),
         _win_tie_section(summary, counted),
+        None if judged is None else judged_section(judged, summary, counted.methods),
         _every_figure(summary, counted),
         _counts(summary, counted),
         failures(counted),
@@ -188,7 +197,7 @@ def _bounded(summary: Summary) -> list[str]:
 
 def _charted(run: Run, counted: Survey) -> list[str]:
     """The rewards that say how good a method is; what the baseline once learned does not."""
-    return [name for name in counted.rewards if run.recipe["rewards"][name]["role"] != "baseline_reward"]
+    return [name for name in counted.rewards if run.recipe["rewards"][name]["role"] in ("reward", "gold")]
 
 
 def _kl_section(run: Run, summary: Summary, counted: Survey) -> Section | None:
@@ -241,8 +250,12 @@ def _win_tie_section(summary: Summary, counted: Survey) -> Section | None:
     if not summary.win_ties:
         return None
     found = {(one.first, one.second): one for one in summary.win_ties}
+
+    def cell(one: WinTie | None) -> Cell:
+        return Cell(text=NONE) if one is None else win_tie_cell(one.win_tie, one.wins, one.ties, one.losses)
+
     rows = [
-        Row(cells=[Cell(text=m.label), *(_win_tie(found.get((m.label, o.label))) for o in counted.methods)], method=m)
+        Row(cells=[Cell(text=m.label), *(cell(found.get((m.label, o.label))) for o in counted.methods)], method=m)
         for m in counted.methods
     ]
     return Section(
@@ -254,19 +267,6 @@ def _win_tie_section(summary: Summary, counted: Survey) -> Section | None:
             "tied, lost. Blue above one half, orange below.",
         ],
         tables=[Table(title="Win-tie by method", head=["method", *counted.methods], rows=rows)],
-    )
-
-
-def _win_tie(one: WinTie | None) -> Cell:
-    if one is None:
-        return Cell(text=NONE)
-    cell = interval_cell(one.win_tie, percent=True)
-    share = abs(one.win_tie.mean - 0.5) * 2
-    return Cell(
-        text=cell.text,
-        small=f"{cell.small}\n{one.wins:,.4g} / {one.ties:,.4g} / {one.losses:,.4g}",
-        leaning="better" if one.win_tie.mean >= 0.5 else "worse",
-        share=share,
     )
 
 
@@ -322,7 +322,7 @@ def _tracing(counted: Survey, chosen: Chosen) -> str:
     return f"{traced:,} prompts were traced: their replies have a button that shows every step.{left}"
 
 
-def all_intervals(summary: Summary) -> list[tuple[str, str, str, str, Interval]]:
+def all_intervals(summary: Summary, judged: Judgements | None) -> list[tuple[str, str, str, str, Interval]]:
     """Every interval as (table, method, other, metric, interval)."""
     figures = [("figure", row.label, "", name, value) for row in summary.methods for name, value in row.figures.items()]
     compared = [
@@ -333,4 +333,9 @@ def all_intervals(summary: Summary) -> list[tuple[str, str, str, str, Interval]]
     ties = [
         ("win_tie", one.first, one.second, f"win_tie:{summary.win_tie_reward}", one.win_tie) for one in summary.win_ties
     ]
-    return [*figures, *compared, *ties]
+    shifted = [
+        ("shift", one.reward, one.source, name, value)
+        for one in summary.shifts
+        for name, value in (("difference", one.difference), ("spread", one.spread), ("correlation", one.correlation))
+    ]
+    return [*figures, *compared, *ties, *shifted, *([] if judged is None else judged_intervals(judged))]

@@ -35,11 +35,12 @@ class Chart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
-    """A headline with notes, charts and tables."""
+    """A headline with notes, charts and tables; `legend` tells the numbers in the charts (none: the methods')."""
 
     id: str
     title: str
     notes: Sequence[str] = ()
+    legend: Sequence[Method] = ()
     charts: Sequence[Chart] = ()
     tables: Sequence[Table] = ()
 

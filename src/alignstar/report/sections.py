@@ -26,8 +26,12 @@ def metrics_table(
     *,
     title: str,
     bounds: Mapping[str, Collection[str]] | None = None,
+    of: str = "method",
 ) -> Table:
-    """One row per method, one column per figure; `bounds`: by column the methods that have an upper bound only."""
+    """One row per method, one column per figure; `bounds`: by column the methods that have an upper bound only.
+
+    `of` is what the rows are, if they are no methods.
+    """
     rows = [
         Row(
             cells=[
@@ -41,7 +45,7 @@ def metrics_table(
         )
         for m in methods
     ]
-    return Table(title=title, head=["method", *columns], rows=rows)
+    return Table(title=title, head=[of, *columns], rows=rows)
 
 
 def reward_against(
@@ -54,10 +58,13 @@ def reward_against(
     y_title: str,
     log_x: bool = False,
     bounded: Collection[str] = (),
+    lines: Mapping[str, str] | None = None,
+    of: str = "method",
 ) -> Chart | None:
     """A scatter with its table; None where no method has both figures. Says which are left out.
 
-    `bounded` are the methods whose `x` is an upper bound.
+    `bounded` are the methods whose `x` is an upper bound. `lines`: `x` is what was set, and methods of a family are
+    joined where they have the same line.
     """
     marks: list[Mark] = []
     missing: list[str] = []
@@ -67,7 +74,8 @@ def reward_against(
             missing.append(m.label)
             continue
         bound = m.label in bounded
-        marks.append(Mark(number=m.number, family=m.family, label=m.label, x=at, y=value, bound=bound))
+        line = (lines or {}).get(m.label, "")
+        marks.append(Mark(number=m.number, family=m.family, label=m.label, x=at, y=value, bound=bound, line=line))
     if not marks:
         return None
     shown = {mark.label for mark in marks}
@@ -83,9 +91,10 @@ def reward_against(
         svg=scatter(marks, name=title, x_title=x_title, y_title=y_title, log_x=log_x),
         table=metrics_table(
             [m for m in methods if m.label in shown],
-            {x_title: x, y_title: y},
+            {y_title: y} if lines is not None else {x_title: x, y_title: y},
             title=title,
             bounds={x_title: bounded},
+            of=of,
         ),
     )
 
@@ -97,17 +106,24 @@ def _drawable(interval: Interval, log: bool) -> bool:
 def distribution(counted: Survey, reward: str) -> Chart | None:
     """The scores of one reward, response by response; None where there are none."""
     scored = [(m, counted.scores(m.label, reward)) for m in counted.methods]
-    scored = [(m, values) for m, values in scored if len(values)]
+    return distribution_of(scored, title=f"Distribution of {reward}", x_title=reward, of="method")
+
+
+def distribution_of(
+    scores: Sequence[tuple[Method, NDArray[np.float64]]], *, title: str, x_title: str, of: str
+) -> Chart | None:
+    """The distributions of several lists of scores; None where all are empty. `of` is what the lists belong to."""
+    scored = [(m, values) for m, values in scores if len(values)]
     if not scored:
         return None
     spreads = [Spread(number=m.number, family=m.family, label=m.label, values=values) for m, values in scored]
     rows = [Row(cells=[Cell(text=m.label), *_quantiles(values)], method=m) for m, values in scored]
-    head = ["method", "n", "lowest", "quartile", "median", "quartile", "highest", "std. dev."]
+    head = [of, "n", "lowest", "quartile", "median", "quartile", "highest", "std. dev."]
     return Chart(
-        title=f"Distribution of {reward}",
+        title=title,
         note="Scores of single replies. Below each histogram the middle half, the median as a line.",
-        svg=distributions(spreads, name=f"Distribution of {reward} by method", x_title=reward),
-        table=Table(title=f"Distribution of {reward}", head=head, rows=rows),
+        svg=distributions(spreads, name=f"{title} by {of}", x_title=x_title),
+        table=Table(title=title, head=head, rows=rows),
     )
 
 

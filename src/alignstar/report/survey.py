@@ -8,13 +8,15 @@ from __future__ import annotations
 import math
 import re
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from alignstar.evaluate.judgements import Judgements
 from alignstar.evaluate.units import Run, Unit
 from alignstar.report import browser
 from alignstar.report.sample import spread, stratified
@@ -28,10 +30,13 @@ _SWEPT = re.compile(r"( \w+=\S+)+$")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
-    """A method's entry: its number on the page (from 1) and its family, which the entries of one sweep share."""
+    """A method's entry: its number on the page (from 1) and its family, which the entries of one sweep share.
+
+    A reward that is compared with others has a letter for a number.
+    """
 
     label: str
-    number: int
+    number: int | str
     family: int
 
     @property
@@ -98,15 +103,26 @@ class Survey:
                     prompt.rewarded += 1
 
 
-def survey(run: Run) -> Survey:
-    """Count every unit of a run."""
+def begun(run: Run) -> Survey:
+    """A survey of a run that has counted no unit yet."""
     rewards: Mapping[str, Any] = run.recipe["rewards"]
     optimised = [name for name, about in rewards.items() if about["role"] == "reward"]
     names = tuple([*optimised, *(name for name in rewards if name not in optimised)])
-    counted = Survey(methods=_methods(run), rewards=names, main=names[0] if names else None)
+    return Survey(methods=_methods(run), rewards=names, main=names[0] if names else None)
+
+
+def counting(units: Iterable[Unit], counted: Survey) -> Iterator[Unit]:
+    """The units, each counted as it goes by."""
     places = {method.label: place for place, method in enumerate(counted.methods)}
-    for unit in run.units:
+    for unit in units:
         counted.add(unit, places[unit.method])
+        yield unit
+
+
+def survey(run: Run) -> Survey:
+    """Count every unit of a run."""
+    counted = begun(run)
+    deque(counting(run.units, counted), maxlen=0)
     return counted
 
 
@@ -139,8 +155,9 @@ def choose(counted: Survey, *, text_budget: int = TEXT_BUDGET, trace_budget: int
     return Chosen(prompts=held, traced=frozenset(spread(traced, trace_weights, trace_budget)))
 
 
-def payload(units: Iterable[Unit], counted: Survey, chosen: Chosen) -> dict[str, Any]:
+def payload(units: Iterable[Unit], counted: Survey, chosen: Chosen, judged: Judgements | None = None) -> dict[str, Any]:
     """What page.js reads: the chosen prompts with all their replies, in the prompts' order."""
+    said = {} if judged is None else judged.scores()
     places = {method.label: place for place, method in enumerate(counted.methods)}
     held: dict[int, dict[str, Any]] = {index: {} for index in chosen.prompts}
     for unit in units:
@@ -151,9 +168,12 @@ def payload(units: Iterable[Unit], counted: Survey, chosen: Chosen) -> dict[str,
             row = browser.reply(unit, method=places[unit.method], rewards=counted.rewards)
             if unit.steps and unit.prompt_index in chosen.traced:
                 row["trace"] = browser.trace(unit)
+            if (unit.method, unit.prompt_index, unit.seed) in said:
+                row["judged"] = said[unit.method, unit.prompt_index, unit.seed]
             prompt["replies"].append(row)
     return {
         "rewards": list(counted.rewards),
+        "judge": None if judged is None else {"name": judged.model, "rival": judged.judgements[0].second},
         "methods": [
             {"index": place, "number": m.number, "family": m.colour, "label": m.label}
             for place, m in enumerate(counted.methods)

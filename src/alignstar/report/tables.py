@@ -76,6 +76,19 @@ def interval_cell(interval: Interval | None, *, percent: bool = False, bound: bo
     return Cell(text=mean, small=f"[{low}, {high}]\nn={interval.n:,}")
 
 
+def win_tie_cell(share: Interval, wins: float, ties: float, losses: float) -> Cell:
+    """A share won or tied with its counts, coloured by how far it is from one half."""
+    cell = interval_cell(share, percent=True)
+    if cell.text == NONE:
+        return cell
+    return Cell(
+        text=cell.text,
+        small=f"{cell.small}\n{wins:,.4g} / {ties:,.4g} / {losses:,.4g}",
+        leaning="better" if share.mean >= 0.5 else "worse",
+        share=abs(share.mean - 0.5) * 2,
+    )
+
+
 def _percent(share: float) -> str:
     return f"{100 * share:.1f}"
 

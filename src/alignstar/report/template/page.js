@@ -60,6 +60,7 @@
     const facts = data.rewards.map((name, i) => `${name} ${told(reply.rewards[i])}`);
     if (reply.kl !== null) facts.push(`KL ${told(reply.kl)} nats`);
     facts.push(`${told(reply.lm_tokens, 6)} LM and ${told(reply.rm_tokens, 6)} RM tokens`);
+    if (reply.judged) facts.push(`${data.judge.name}: ${told(reply.judged[0])} to ${told(reply.judged[1])} of ${data.judge.rival}`);
     if (reply.finish === "length") facts.push("cut at the length limit");
     const said = make("p", { className: "said", textContent: reply.text.trim() || "(empty)" });
     const node = make("article", { className: "reply" }, head, said, make("span", { className: "soft", textContent: facts.join(" \u00b7 ") }));
