@@ -34,15 +34,17 @@ LAYERS = (
     ("options", "streaming"),
     ("aligner",),
     ("loading",),
-    ("theory", "train", "evaluate"),
-    ("demo", "report"),
+    ("theory", "evaluate", "layers"),
+    ("report",),
+    ("train",),
+    ("demo",),
     ("bench",),
     ("cli",),
 )
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 
 HEAVY = {"torch", "transformers", "peft", "safetensors", "tokenizers", "trl", "accelerate", "datasets"}
-HEAVY_HOMES = ("models/hf/", "rewards/checkpoint.py", "train/", "bench/", "cli/bench.py", "evaluate/hub.py")
+HEAVY_HOMES = ("models/hf/", "layers/", "rewards/checkpoint.py", "train/", "bench/", "cli/bench.py", "evaluate/hub.py")
 
 MAX_FILE_LINES = 450
 MAX_FUNCTION_LINES = 70

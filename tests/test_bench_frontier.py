@@ -108,6 +108,7 @@ def test_points_are_chosen_by_work_method_and_curve():
     assert {plan.work for plan in chosen(every, ["indirect"])} == {"indirect"}
     assert {plan.label for plan in chosen(every, ["cd-minus", "deal"])} == {"cd-minus", "deal"}
     assert {plan.method for plan in chosen(every, ["tree-bon"])} == {"tree-bon"}
+    assert {plan.label for plan in chosen(every, ["transfer-q"])} == {"transfer-q"}, "a curve is not its method"
     with pytest.raises(OptionError, match=r"only='tree' is unknown\. Known: direct, greedy"):
         chosen(every, ["deal", "tree"])
 

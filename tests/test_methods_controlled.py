@@ -122,7 +122,7 @@ async def test_tokens_are_drawn_from_the_tilted_law() -> None:
 
 
 async def test_an_exact_head_is_the_exact_policy_of_transfer_q() -> None:
-    """value=head with a table of TQ*(s, z): the law of Eq. 12 at every step, and the token that its arg-max names."""
+    """values=head with a table of TQ*(s, z): the law of Eq. 12 at every step, and the token that its arg-max names."""
     for seed in range(WORLDS):
         world = random_world(seed)
         value = exact(world, world.sft)
@@ -217,7 +217,7 @@ def usage_read(world: World, blocks: int) -> int:
 )  # fmt: skip
 async def test_a_head_alone_goes_with_nothing_that_rolls_out(options: dict[str, Any]) -> None:
     world = random_world(0)
-    with pytest.raises(OptionError, match="value=head makes no rollouts and knows direct transfer alone"):
+    with pytest.raises(OptionError, match="values=head makes no rollouts and knows direct transfer alone"):
         await transferred(world, sft=world.sft, value=ToyValue.random(0), values="head", **options)
 
 

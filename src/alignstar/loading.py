@@ -5,7 +5,8 @@ Knows which roles there are; how a checkpoint is opened is `models/hf/load.py`'s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -123,6 +124,28 @@ def load_judged(
     return aligner, judging
 
 
+@contextmanager
+def open_reward(
+    lines: Sequence[str], *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False
+) -> Generator[Reward]:
+    """The sum of reward lines, without language models: for texts that are there already.
+
+    Raises as `load` does, NeedsError for the implicit reward, which is made of two language models.
+    """
+    from alignstar.models.hf.load import Library
+
+    specs = [parse_reward(line) for line in lines]
+    if any(one.kind == "implicit" for spec in specs for one in (spec, *spec.parts)):
+        raise NeedsError("The implicit reward is made of two language models and cannot score texts; name another.")
+    library = Library(device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    try:
+        reward = _reward(library, specs, None, None)
+        assert reward is not None, "there is a line"
+        yield reward
+    finally:
+        library.engine.close()
+
+
 def located(source: str) -> str:
     """`source`, or the folder that package:NAME/FOLDER is: one that lies inside an installed package.
 
@@ -149,6 +172,7 @@ def _specs(given: RewardLike) -> Any:
 
 
 def _reward(library: Library, spec: Any, sft: HFModel | None, baseline: HFModel | None) -> Reward | None:
+    from alignstar.models.hf.sparsity import Sparsity
     from alignstar.rewards.classifier import ClassifierReward
     from alignstar.rewards.implicit import ImplicitReward
 
@@ -157,8 +181,11 @@ def _reward(library: Library, spec: Any, sft: HFModel | None, baseline: HFModel 
             raise NeedsError("The implicit reward compares the baseline with the SFT model; give --sft and --baseline.")
         return ImplicitReward(baseline, sft, beta=beta)
 
-    def classifier(path: str, **options: Any) -> Reward:
-        heads, tokenizer = library.classifier(located(path))
+    def classifier(
+        path: str, *, sparsify: float | None = None, sparsify_seed: int | None = None, **options: Any
+    ) -> Reward:
+        sparsity = None if sparsify is None else Sparsity(share=sparsify, seed=sparsify_seed)
+        heads, tokenizer = library.classifier(located(path), sparsity)
         return ClassifierReward(heads, tokenizer, max_context=heads.max_context, causal=heads.causal, **options)
 
     if spec is None or not spec:

@@ -241,7 +241,7 @@ def _kept(plain: Point, full: Point, distilled: Point) -> Finding:
             "x plain tokens": times,
             "with rollouts x": full.mean(full.cost) / full.mean(lambda run: run.prompt_tokens + run.tokens - 1),
         },
-        reached=margin.mean >= 0.0 and times.mean <= PLAIN_TOKENS,
+        reached=whole > 0.0 and margin.mean >= 0.0 and times.mean <= PLAIN_TOKENS,  # without a gain none is kept
         certain=margin.low >= 0.0 and times.high <= PLAIN_TOKENS,
     )
 

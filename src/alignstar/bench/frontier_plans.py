@@ -69,11 +69,6 @@ class Plan:
         """Whether one number says where on its curve the point is."""
         return " " not in self.at
 
-    @property
-    def names(self) -> frozenset[str]:
-        """What the plan can be chosen by."""
-        return frozenset((self.work, self.label, self.method))
-
 
 def plans(*, beta: float, quick: bool = False, value: bool = False) -> tuple[Plan, ...]:
     """All points, curve by curve; `quick`: at most one or two of each, all cheap.
@@ -97,12 +92,20 @@ def alphas(quick: bool) -> tuple[float, ...]:
 
 
 def chosen(all_plans: Sequence[Plan], only: Sequence[str]) -> tuple[Plan, ...]:
-    """The plans that one of the names means (no names: all). Raises OptionError for a name that means none."""
+    """The plans that one of the names means (no names: all). Raises OptionError for a name that means none.
+
+    What is a curve's name means that curve alone, though it may be its method's name too.
+    """
     known = list(dict.fromkeys(name for plan in all_plans for name in (plan.work, plan.method, plan.label)))
     for name in only:
         if name not in known:
             raise OptionError(f"only={name!r} is unknown. Known: {', '.join(known)}.")
-    return tuple(plan for plan in all_plans if not only or plan.names & set(only))
+    curves = {plan.label for plan in all_plans}
+    return tuple(
+        plan
+        for plan in all_plans
+        if not only or any(name == plan.label if name in curves else name in (plan.work, plan.method) for name in only)
+    )
 
 
 def _greedy(work: str, model: str) -> Plan:
@@ -229,18 +232,23 @@ def _speculative_rejection(quick: bool) -> list[Plan]:
 
 
 def _tree_bon(quick: bool) -> list[Plan]:
-    """No node has more than n children, so that no response is drawn more than n^layers times as often."""
-    made = (
-        [(4, "1/(k+1)")] if quick else [(8, "1/(k+1)"), (16, "1/(k+1)"), (32, "1/(k+1)"), (16, "uniform"), (16, "rm")]
-    )
-    layers = 2 if quick else 4
+    """No node has more than n children, so that no response is drawn more than n^layers times as often.
+
+    With 8 layers a segment is 8 tokens: responses of some 25 tokens are then judged on their way more than once.
+    """
+    made = [(4, "1/(k+1)", 2)]
+    if not quick:
+        made = [(n, "1/(k+1)", layers) for layers in (4, 8) for n in (8, 16, 32)]
+        made += [(16, "uniform", 4), (16, "rm", 4)]
     return [
         Plan(
-            work="direct", label="tree-bon" if partial == "1/(k+1)" else f"tree-bon {partial}", method="tree-bon",
-            reward="source", at=f"n={n}", options={"n": n, "layers": layers, "partial_reward": partial}, drawn=True,
+            work="direct",
+            label="tree-bon" + ("" if partial == "1/(k+1)" else f" {partial}") + (" 8 layers" if layers == 8 else ""),
+            method="tree-bon", reward="source", at=f"n={n}",
+            options={"n": n, "layers": layers, "partial_reward": partial}, drawn=True,
             kl_bound=layers * math.log(n),
         )
-        for n, partial in made
+        for n, partial, layers in made
     ]  # fmt: skip
 
 
@@ -298,4 +306,9 @@ def _groups(quick: bool) -> list[Plan]:
         options={"model": "sft", **rollouts, "alpha": 0.5, "aggregate": "game"},
     )  # fmt: skip
     drawn = [p for reward in (*rewards, "game") for p in _drawn("groups", (4,) if quick else (64,), reward)]
-    return [*searched, game, *drawn]
+    n = 4 if quick else 16
+    best = Plan(
+        work="groups", label="best-policy", method="best-policy", reward="min", at=f"n={n}", options={"n": n},
+        drawn=True,
+    )  # fmt: skip
+    return [*searched, game, *drawn, best]

@@ -219,7 +219,8 @@ class Search:
     def nothing_skipped(self, window: int) -> Cost:
         """Windows of positions decided together; what lies behind a winner that is not the greedy one is lost."""
         reach = max(1, min(window, max(self.ahead)))
-        by_windows = min(reach, self.t) + sum(self.ahead[i] for i in range(0, self.t, reach))
+        starts = _starts(window, reach, self.t)
+        by_windows = starts[1] + sum(self.ahead[i] for i in starts[:-1])
         return replace(
             self.winner_known("accelerated, no reward range"),
             sequential_steps=by_windows if max(self.ahead) else self.t,
@@ -278,3 +279,12 @@ def measured_speed(shape: Shape, *, context: int, seconds: float = 0.1) -> Calla
         return 2.0 * width * rows * columns * done / (time.perf_counter() - started)
 
     return lambda width: products(1 << (min(width, 256).bit_length() - 1)) / shape.flops(context)
+
+
+def _starts(window: int, most: int, response: int) -> list[int]:
+    """Where the windows of `methods.lazy` begin if each holds to its end, and after them where the response ends."""
+    starts, size = [0], (window + 1) // 2
+    while starts[-1] < response:
+        starts.append(min(starts[-1] + min(size, most), response))
+        size = min(size + 2, window)
+    return starts

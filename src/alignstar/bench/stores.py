@@ -9,13 +9,15 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from alignstar.bench.random_models import SHAPE_30M
 from alignstar.models.hf.fused import fused_forward
+from alignstar.models.hf.load import pick_device
 from alignstar.models.hf.network import TOLERANCE
 from alignstar.models.hf.packed import layout, packed, union
 from alignstar.models.hf.paged import Packed, PagedRow, Pool, pack
@@ -73,6 +75,25 @@ class Row:
             "prompts": case.prompts, "branches": case.branches, "prefix": case.prefix, "depth": case.depth,
             "way": self.way, "seconds": self.seconds, "gathered": self.gathered, "x_rows": self.times_rows,
         }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """Rows, and what they were measured on."""
+
+    rows: Sequence[Row]
+    threads: int
+    accelerator: str | None
+
+
+def run_30m(*, device: str, threads: int | None, repeats: int, on_case: Callable[[str], None]) -> Found:
+    """`run` on a Llama shape of 30 million parameters."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    where = pick_device(device)
+    rows = run(asdict(SHAPE_30M), repeats=repeats, device=where, dtype=torch.float32, on_case=on_case)
+    accelerator = torch.cuda.get_device_name() if where.type == "cuda" else None
+    return Found(rows=rows, threads=torch.get_num_threads(), accelerator=accelerator)
 
 
 def run(

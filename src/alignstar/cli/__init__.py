@@ -5,6 +5,8 @@ Knows no subcommand's options. Until one is chosen only typer is imported: no nu
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import os
 import sys
@@ -23,8 +25,10 @@ COMMANDS = {
     "generate": "Decode prompts with your own models, reward and method.",
     "eval": "Compare methods by a recipe: decode its prompts, score every reply, keep all of it; goes on after a stop.",
     "judge": "Let a language model behind an endpoint compare a run's replies, pair by pair.",
+    "rewardbench": "How often a reward prefers the better of two answers, by subset and section.",
     "report": "What an evaluation found: one page that opens anywhere, and tables as JSON, CSV and LaTeX.",
-    "train": "Train a part that decoding uses, a value head, by a recipe file.",
+    "train": "Train what decoding uses by a recipe file: an SFT model, a reward, a DPO baseline, a value head.",
+    "layers": "Which of a model's layers tells labelled texts apart best: where to put a head, what to train.",
     "theory": "Check Theorem 1 on random tabular worlds, by enumeration.",
     "bench": "The comparisons behind the figures: the same decoding done in several ways, cost and identity.",
 }
@@ -42,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
     An error of ours is one sentence on stderr; any other exception is a fault of the package and keeps its traceback.
     """
+    # The process ends with everything it holds: searching the libraries' objects for cycles first takes seconds.
+    atexit.register(gc.freeze)
     given = list(sys.argv[1:] if arguments is None else arguments)
     _quiet_libraries()
     try:

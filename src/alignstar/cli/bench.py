@@ -15,7 +15,10 @@ from rich.console import Console
 
 from alignstar.cli import bench_tables
 from alignstar.cli.bench_frontier import frontier
+from alignstar.cli.bench_layers import layers
+from alignstar.cli.bench_maxmin import maxmin
 from alignstar.cli.bench_savings import savings
+from alignstar.cli.bench_stores import stores
 from alignstar.cli.output import check_writable
 from alignstar.errors import FailedError, OptionError
 from alignstar.evaluate.jsonl import json_line
@@ -32,7 +35,10 @@ bench = typer.Typer(
 )
 
 bench.command()(savings)
+bench.command()(stores)
 bench.command()(frontier)
+bench.command()(maxmin)
+bench.command()(layers)
 
 WORKS = ("demo", "30m")
 T = TypeVar("T", int, float)

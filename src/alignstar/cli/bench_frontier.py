@@ -26,6 +26,7 @@ CAPTION = (
     "where no seed changes anything, ~ estimated, ≤ an upper bound. Tokens: per reply, decoded alone from a cold "
     "start; tokens: LM + {weight:g} RM, weighted by parameters. sec.: the whole row."
 )
+VALUE_HEAD = "package:alignstar/demo/models/value"
 KL_MARKS = {"exact": "", "estimate": "~", "bound": "≤"}
 CLAIM_CAPTIONS = {
     "speculative-rejection": "equals best of: n of best-of-n with the same mean learned reward, estimated from all "
@@ -34,7 +35,8 @@ CLAIM_CAPTIONS = {
     "Rejection the headroom, and then a share of the budget for every decision.",
     "tree-bon": "Same seeds; best-of-n has as many draws as come nearest to TreeBoN's drawn tokens. The true reward "
     "judges, ties count half. Scoring passes are not counted, as in the paper.",
-    "value": "gain: true reward above greedy decoding of the baseline. Tokens against one forward per position.",
+    "value": "gain: true reward above greedy decoding of the baseline. Tokens against one forward per position; the "
+    "head itself, read off that forward, is not counted (3 % of the model's parameters).",
     "maxmin": "A / B: A is fair, B pools the groups with that share for source. The gain is that of the lesser of the "
     "two mean true rewards.",
 }
@@ -50,7 +52,9 @@ def frontier(
     quick: Annotated[
         bool, typer.Option("--quick", help="2 prompts and the cheapest points: a look, not a result.")
     ] = False,
-    value: Annotated[str | None, typer.Option(metavar="DIR", help="A trained value head: adds what needs one.")] = None,
+    value: Annotated[
+        str, typer.Option(metavar="DIR", help="A value head trained on the embedded baseline.", show_default="its own")
+    ] = VALUE_HEAD,
     out: Annotated[str | None, typer.Option(help="Write the figures to this JSON file.")] = None,
     svg: Annotated[str | None, typer.Option(help="Draw the direct setting into this file.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch (none: its own choice).")] = None,
@@ -65,7 +69,7 @@ def frontier(
     from alignstar.bench.frontier_world import demo_world
     from alignstar.demo.settings import baseline_beta
 
-    wanted = chosen(plans(beta=baseline_beta(), quick=quick, value=value is not None), only or [])
+    wanted = chosen(plans(beta=baseline_beta(), quick=quick, value=True), only or [])
     world = demo_world(2 if quick else prompts, value=value, device=device, threads=threads)
     points: list[Point] = []
     try:

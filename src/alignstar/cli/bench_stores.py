@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -26,28 +25,15 @@ def stores(
     settings = {"repeats": repeats, "threads": threads, "device": device, "out": out}
     if out is not None:
         check_writable(out, option="--out")
-    import torch
-
     from alignstar.bench import stores as measured
-    from alignstar.bench.random_models import SHAPE_30M
     from alignstar.bench.record import record, write
-    from alignstar.models.hf.load import pick_device
 
-    if threads is not None:
-        torch.set_num_threads(threads)
-    where = pick_device(device)
     with Console(stderr=True).status("") as status:
-        rows = measured.run(
-            asdict(SHAPE_30M), repeats=repeats, device=where, dtype=torch.float32, on_case=status.update
-        )
-    (Console() if Console().is_terminal else Console(width=120)).print(table(rows))
+        found = measured.run_30m(device=device, threads=threads, repeats=repeats, on_case=status.update)
+    (Console() if Console().is_terminal else Console(width=120)).print(table(found.rows))
     if out is not None:
-        accelerator = torch.cuda.get_device_name() if where.type == "cuda" else None
-        runs = [row.as_json() for row in rows]
-        write(
-            out,
-            record("stores", settings=settings, runs=runs, threads=torch.get_num_threads(), accelerator=accelerator),
-        )
+        runs = [row.as_json() for row in found.rows]
+        write(out, record("stores", settings=settings, runs=runs, threads=found.threads, accelerator=found.accelerator))
 
 
 def table(rows: Sequence[Row]) -> Table:

@@ -135,6 +135,14 @@ METHODS: Mapping[str, MethodEntry] = {
         streams="token",
         cost="LM P+nkTL, RM U(P+nkT(L+1)) for U groups",
     ),
+    "best-policy": MethodEntry(
+        function="alignstar.methods.best_policy:best_policy",
+        summary="Of SFT model and baseline the one whose worst group of people is best off, judged by N draws of each",
+        paper="Chakraborty et al. 2024 (MaxMin-RLHF)",
+        needs="an SFT model and a baseline (text suffices), a reward of groups: min(a; b)",
+        streams="at the end",
+        cost="LM 2(P+NT), RM U2N(P+T) for U groups",
+    ),
 }
 
 

@@ -167,7 +167,7 @@ def _by_head(rules: Rules, head: ValueModel, plain: bool) -> AsyncGenerator[Step
     """Algorithm 1 with a head's values and no rollouts; `plain` says that no other option asks for one."""
     if not plain:
         raise OptionError(
-            "value=head makes no rollouts and knows direct transfer alone; leave out value_top, block, halving, gate, "
+            "values=head makes no rollouts and knows direct transfer alone; leave out value_top, block, halving, gate, "
             "adaptive_rollouts, winner_protection and return_best_rollout, and set transfer=direct."
         )
     return algorithm_1(

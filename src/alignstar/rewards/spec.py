@@ -7,6 +7,7 @@ SOURCE is one of
     DIRECTORY or HUB-ID             a sequence classifier    output=2  weights=0.5,0.5
                                                              end_of_turn=complete|always|never
                                                              template={prompt}{response}{eos}
+                                                             sparsify=SHARE  sparsify_seed=
     rule:length                     bounds on the reply      min_words= max_words= target_words=
                                                              min_characters= max_characters= target_characters=
     rule:regex                      a pattern                pattern=  mode=present|count  weight=  max_count=
@@ -20,7 +21,8 @@ SOURCE is one of
 
 TRANSFORMATION is standardise:MEAN,STD or clip:LOW,HIGH or sigmoid[:SCALE]: from left to right, before the weight. A
 game stands alone: without weight, transformation or company. Groups hold no groups. Inside a value | & % and (in
-lists) the comma are written %7C %26 %25 %2C, inside a group ; is %3B; a line break is %0A. Examples:
+lists) the comma are written %7C %26 %25 %2C, inside a group ; is %3B; a line break is %0A. SHARE of the
+weights of a classifier's last layer become zero: the smallest, or with a seed those it draws. Examples:
 
     models/reward?output=2|standardise:0.1,2.3|clip:-1,1
     0.5*rule:length?max_words=50
@@ -48,7 +50,7 @@ Kind: TypeAlias = Literal["classifier", "rule", "python", "implicit", "groups"]
 Convert: TypeAlias = Callable[[str], Any]
 
 OpenClassifier: TypeAlias = Callable[..., Reward]
-"""Called with the path, and with those of `output`, `weights`, `end_of_turn` and `template` that were given."""
+"""Called with the path, and with those of the classifier's options that were given."""
 Implicit: TypeAlias = Callable[[float], Reward]
 """Called with beta."""
 
@@ -88,6 +90,13 @@ def _truth(text: str) -> bool:
     return text == "true"
 
 
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0 <= share <= 1:
+        raise ValueError("it must lie in 0..1")
+    return share
+
+
 def _words(text: str) -> tuple[str, ...]:
     return tuple(unquote(word) for word in text.split(","))
 
@@ -99,6 +108,8 @@ def _numbers(text: str) -> tuple[float, ...]:
 _CONVERT: Mapping[str, Convert] = {
     "output": int,
     "weights": _numbers,
+    "sparsify": _share,
+    "sparsify_seed": int,
     **dict.fromkeys(("min_words", "max_words", "target_words"), int),
     **dict.fromkeys(("min_characters", "max_characters", "target_characters"), int),
     "max_count": int,
@@ -118,7 +129,7 @@ RULES: Mapping[str, Callable[..., Reward]] = {
     "repetition": rules.repetition,
 }
 _OPTIONS: Mapping[Kind, tuple[str, ...]] = {
-    "classifier": ("output", "weights", "end_of_turn", "template"),
+    "classifier": ("output", "weights", "end_of_turn", "template", "sparsify", "sparsify_seed"),
     "python": ("prompt",),
     "implicit": ("beta",),
 }
@@ -215,6 +226,8 @@ def _options(options: str, allowed: Sequence[str], text: str) -> dict[str, Any]:
             values[name] = convert(value if convert is _words else unquote(value))
         except ValueError as error:
             raise OptionError(f"{name}={value!r} in reward={text!r} cannot be read ({error}); correct it.") from error
+    if "sparsify_seed" in values and "sparsify" not in values:
+        raise OptionError(f"reward={text!r} draws weights and does not say how many; give sparsify=SHARE too.")
     return values
 
 

@@ -26,6 +26,7 @@ from alignstar.models.hf.network import (
     PooledReadout,
     context_limit,
 )
+from alignstar.models.hf.sparsity import Sparsity, last_layer
 from alignstar.models.hf.value import (
     HFValue,
     StoredHead,
@@ -91,7 +92,7 @@ class Library:
         self.engine = Engine()
         self._bases: dict[str, SharedBase] = {}
         self._models: dict[str, HFModel] = {}
-        self._classifiers: dict[str, tuple[HFClassifier, PreTrainedTokenizerBase]] = {}
+        self._classifiers: dict[tuple[str, Sparsity | None], tuple[HFClassifier, PreTrainedTokenizerBase]] = {}
         self._tokenizers: dict[str, PreTrainedTokenizerBase] = {}
         self._opened: dict[str, tuple[torch.nn.Module, Switch]] = {}
         self._expected: StoredHead | None = None
@@ -176,27 +177,29 @@ class Library:
         """The codec of a loaded language model."""
         return HFCodec(self.tokenizer(path), eos_ids=self._models[_key(path)].eos_ids, name=path)
 
-    def classifier(self, path: str) -> tuple[HFClassifier, PreTrainedTokenizerBase]:
+    def classifier(self, path: str, sparsity: Sparsity | None = None) -> tuple[HFClassifier, PreTrainedTokenizerBase]:
         """A sequence classifier and its tokenizer; an adapter whose base is loaded, and not small, shares it."""
-        key = _key(path)
+        key = _key(path), sparsity
         if key not in self._classifiers:
             base = self._bases.get(_key(base_of(path))) if is_adapter(path) else None
             if base is None or base.bytes < self.merge_below:
-                self._classifiers[key] = self._own_classifier(path)
+                self._classifiers[key] = self._own_classifier(path, sparsity)
             else:
-                self._classifiers[key] = self._head_on(path, base)
+                self._classifiers[key] = self._head_on(path, base, sparsity)
         return self._classifiers[key]
 
-    def _own_classifier(self, path: str) -> tuple[HFClassifier, PreTrainedTokenizerBase]:
+    def _own_classifier(self, path: str, sparsity: Sparsity | None) -> tuple[HFClassifier, PreTrainedTokenizerBase]:
         from alignstar.models.hf.checkpoint import open_classifier
 
         check_checkpoint(path, "reward", adapter=is_adapter(path))
         opened, tokenizer = open_classifier(path, self.torch_dtype(), trust_remote_code=self.trust_remote_code)
         model = cast("Any", opened).to(self.device)
+        if sparsity is not None:
+            sparsity.apply(last_layer(model, name=path, outputs=model.config.num_labels))
         # A head called `score` reads one position of a causal backbone; anything else pools in its own way.
         head = dict(model.named_children()).get("score")
         network = Network(
-            path,
+            _named(path, sparsity),
             model if head is None else model.base_model,
             PooledReadout() if head is None else HeadReadout(head),
             config=model.config.get_text_config(),
@@ -206,12 +209,16 @@ class Library:
         )
         return self._heads(network, model.config.num_labels), tokenizer
 
-    def _head_on(self, path: str, base: SharedBase) -> tuple[HFClassifier, PreTrainedTokenizerBase]:
+    def _head_on(
+        self, path: str, base: SharedBase, sparsity: Sparsity | None
+    ) -> tuple[HFClassifier, PreTrainedTokenizerBase]:
         switch, rest = base.add(path)
         model = cast("Any", base.model)
         head = _head(path, rest).to(device=model.device, dtype=model.dtype)
+        if sparsity is not None:
+            sparsity.apply(head)
         network = Network(
-            path,
+            _named(path, sparsity),
             model.base_model,
             HeadReadout(head),
             config=model.config.get_text_config(),
@@ -343,6 +350,10 @@ def check_checkpoint(path: str, role: str, *, adapter: bool = False) -> None:
 
 def _key(path: str) -> str:
     return str(Path(path).resolve()) if Path(path).is_dir() else path
+
+
+def _named(path: str, sparsity: Sparsity | None) -> str:
+    return path if sparsity is None else f"{path}?{sparsity}"
 
 
 def _size(module: torch.nn.Module) -> int:

@@ -109,6 +109,13 @@ def load_head(folder: str) -> StoredHead:
     return StoredHead(folder=folder, head=head.eval())
 
 
+def layer_list(backbone: Any) -> str | None:
+    """What a backbone calls the list of its layers; None where they are no plain list of its own."""
+    total = backbone.config.num_hidden_layers
+    lists = [n for n, m in backbone.named_children() if isinstance(m, torch.nn.ModuleList) and len(m) == total]
+    return lists[0] if len(lists) == 1 else None
+
+
 def truncated(model: Any, layers: int, *, name: str) -> Any:
     """A causal model's backbone without the layers above the first `layers`, on the same weights.
 
@@ -118,15 +125,15 @@ def truncated(model: Any, layers: int, *, name: str) -> Any:
     total = backbone.config.num_hidden_layers
     if layers == total:
         return backbone
-    lists = [n for n, m in backbone.named_children() if isinstance(m, torch.nn.ModuleList) and len(m) == total]
-    if not 1 <= layers < total or len(lists) != 1:
+    listed = layer_list(backbone)
+    if not 1 <= layers < total or listed is None:
         raise ModelError(f"layer={layers} of {name!r} cannot be read; it has layers 1 to {total}, use layer={total}.")
     config = copy.deepcopy(backbone.config)
     config.num_hidden_layers = layers
     if config.to_dict().get("layer_types"):
         config.layer_types = config.layer_types[:layers]
     cut = copy.copy(backbone)
-    cut._modules = {**backbone._modules, lists[0]: torch.nn.ModuleList(list(getattr(backbone, lists[0]))[:layers])}
+    cut._modules = {**backbone._modules, listed: torch.nn.ModuleList(list(backbone.get_submodule(listed))[:layers])}
     cut.config = config
     return cut
 
