@@ -225,6 +225,15 @@ def test_a_gain_is_kept_above_greedy_decoding_at_the_same_strength():
     assert (found.reached, found.certain) == (True, False)
 
 
+def test_no_gain_is_kept_where_there_is_none():
+    at = {"method": "transfer-q", "at": "alpha=1"}
+    same = [run(0, true=0.2, lm_tokens=30, rm_tokens=0), run(1, true=0.4, lm_tokens=30, rm_tokens=0)]
+    labels = {"baseline greedy": {"method": "greedy"}, "transfer-q": at, "transfer-q value": at}
+    (found,) = findings([point(label, *same, **how) for label, how in labels.items()])
+    assert (found.figures["gain"].mean, found.reached) == (0.0, False)
+    assert found.as_json()["gain kept"] is None
+
+
 def test_the_group_that_is_worst_off_may_be_another_one():
     pooled = point(
         "best-of-n, pooled 0.9", *(run(i, true={"source": 0.9, "target": 0.3}) for i in range(3)), work="groups"
