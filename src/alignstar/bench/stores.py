@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -30,7 +31,7 @@ Layout: TypeAlias = Callable[..., Packed]
 def one_row(rows: Sequence[PagedRow], **how: Any) -> Packed:
     """Everything in one row."""
     everyone = range(len(rows))
-    return packed(rows, [everyone], [union([torch.tensor(row.slots).numpy() for row in rows])], **how)
+    return packed(rows, [everyone], [union([np.array(row.slots, dtype=np.int64) for row in rows])], **how)
 
 
 def a_row_each(rows: Sequence[PagedRow], **how: Any) -> Packed:

@@ -27,7 +27,7 @@ from alignstar.methods.rollouts import RolloutRule
 from alignstar.methods.transfer import TransferRule, Valued
 from alignstar.methods.values import direct
 from alignstar.models import Continuation, Top, Within
-from alignstar.sampling import GREEDY, Array
+from alignstar.sampling import GREEDY, Array, near_tie
 from alignstar.types import FinishReason, Ids, Prompt, Step
 
 
@@ -145,7 +145,7 @@ class Lazy:
         (spine,) = await model.continue_(
             self.prompt.ids + positions[0].response, max_new_tokens=max(ends), sampling=GREEDY, top=2
         )
-        near = [len(t.ids) > 1 and bool(t.logps[0] - t.logps[1] <= model.tie_tolerance) for t in spine.tops]
+        near = [near_tie(top.logps, model.tie_tolerance) for top in spine.tops]
         for i, (position, end) in enumerate(zip(positions, ends, strict=True)):
             ids = spine.ids[i + 1 : end]
             ended = i + 1 + len(ids) == len(spine.ids) and spine.ended

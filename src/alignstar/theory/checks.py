@@ -275,11 +275,15 @@ class Tally:
 
 def tally(worlds: Sequence[World], reading: Reading = RIGHT) -> tuple[Tally, ...]:
     """Every statement checked in every world."""
-    slacks = [check(world, reading) for world in worlds]
+    return tallied([check(world, reading) for world in worlds])
+
+
+def tallied(slacks: Sequence[Mapping[str, float]]) -> tuple[Tally, ...]:
+    """The slacks of many worlds, statement by statement; every world has the same statements."""
     return tuple(
         Tally(
             check=name,
-            worlds=len(worlds),
+            worlds=len(slacks),
             violations=sum(s[name] < -TOLERANCE for s in slacks),
             worst_slack=min(s[name] for s in slacks),
         )

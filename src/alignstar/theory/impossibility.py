@@ -19,7 +19,7 @@ import numpy as np
 
 from alignstar.sampling import Array, log_softmax
 from alignstar.theory import checks, tree
-from alignstar.theory.checks import TOLERANCE, Tally
+from alignstar.theory.checks import Tally
 
 MAX_STEPS = 200
 
@@ -123,7 +123,7 @@ def price(world: Divided, group: int, reading: Reading = RIGHT) -> Price:
 
 
 def check(world: Divided, reading: Reading = RIGHT) -> dict[str, float]:
-    """Slack of every statement, the worse of the two groups; negative beyond TOLERANCE is a violation."""
+    """Slack of every statement, the worse of the two groups; negative beyond checks.TOLERANCE is a violation."""
     p = laws(world.rewards)
     apart, together = np.abs(p[0] - p[1]), np.tensordot(world.shares, p, axes=1)  # [n, n]
     margins = world.rewards[:, :, None] - world.rewards[:, None, :]
@@ -153,16 +153,7 @@ def draw(seed: int, index: int) -> Divided:
 
 def tally(worlds: Sequence[Divided], reading: Reading = RIGHT) -> tuple[Tally, ...]:
     """Every statement checked in every world."""
-    slacks = [check(world, reading) for world in worlds]
-    return tuple(
-        Tally(
-            check=name,
-            worlds=len(worlds),
-            violations=sum(s[name] < -TOLERANCE for s in slacks),
-            worst_slack=min(s[name] for s in slacks),
-        )
-        for name in slacks[0]
-    )
+    return checks.tallied([check(world, reading) for world in worlds])
 
 
 SHARES = (0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)

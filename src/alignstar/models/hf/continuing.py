@@ -225,7 +225,6 @@ class StreamRequest(ContinueRequest):
                 logps=np.array(draw.logps[i : i + 1]),
                 ended=draw.ended and i + 1 == len(draw.ids),
                 near_ties=int(draw.near[i]),
-                tops=tuple(draw.tops[i : i + 1]),
             )
             fresh.append(self.served(token))
             self.computed = self.calls = self.discarded = 0
