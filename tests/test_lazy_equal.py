@@ -13,6 +13,7 @@ import pytest
 import alignstar
 import checkpoints
 from alignstar.meter import Meter, metering
+from alignstar.methods import lazy
 from alignstar.methods.transfer_q import transfer_q
 from alignstar.models.toy import ToyModel, ToyReward
 from alignstar.sampling import Noise
@@ -124,20 +125,20 @@ async def test_the_same_tokens(block: int) -> None:
     for seed in range(block * WORLDS, (block + 1) * WORLDS):
         world = random_world(seed)
         plain, full_price = await world.run(acceleration="off")
-        lazy, price = await world.run()
-        assert told(lazy) == told(plain), seed
+        fast, price = await world.run()
+        assert told(fast) == told(plain), seed
         certified += price.certified
         assert full_price.certified == 0
-        assert price.candidates - price.certified == sum(len(step.considered) for step in lazy)
+        assert price.candidates - price.certified == sum(len(step.considered) for step in fast)
         if world.options["rollout_len"] == 0:
             # Without rollouts the near ties are those of candidates and choice: none is overlooked.
-            assert [s.near_ties for s in lazy] == [s.near_ties for s in plain], seed
+            assert [s.near_ties for s in fast] == [s.near_ties for s in plain], seed
         if world.how["window"] == 1:
             assert price.lm_tokens <= full_price.lm_tokens, seed
             assert price.rm_calls <= full_price.rm_calls, seed
         if not (world.bounded and world.how["skip"]):
-            assert [candidates(s) for s in lazy] == [candidates(s) for s in plain], seed
-            assert [s.near_ties for s in lazy] == [s.near_ties for s in plain], seed
+            assert [candidates(s) for s in fast] == [candidates(s) for s in plain], seed
+            assert [s.near_ties for s in fast] == [s.near_ties for s in plain], seed
             assert price.certified == 0
             assert price.candidates == full_price.candidates
             # Nothing is awaited that the plain form does not await too, but for the first window's walk.
@@ -149,6 +150,34 @@ async def test_the_same_tokens(block: int) -> None:
     assert steps_lazy <= 1.05 * steps_plain
 
 
+async def test_the_same_tokens_where_the_best_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever others wait for, and however often: the last of them is looked at before the step is decided."""
+    monkeypatch.setattr(lazy, "FIRST_WAVE", 1)
+    for seed in range(3 * WORLDS):
+        world = random_world(seed)
+        world.how["wave"] = None
+        plain, _ = await world.run(acceleration="off")
+        assert told((await world.run())[0]) == told(plain), seed
+
+
+class NotA(ToyReward):
+    """One for every text that does not end in A."""
+
+    def value(self, prompt: Prompt, text: str, complete: bool) -> float:
+        return float(not text.endswith("A"))
+
+
+async def test_the_best_go_first_where_that_spared_the_others() -> None:
+    """B is the best of eleven that could win; once it has its reward no other can, which the first step finds out."""
+    law = np.log(np.linspace(2.0, 1.0, 13)) - np.log(np.linspace(2.0, 1.0, 13).sum())
+    options = {"k": 12, "weight": 50.0, "rollout_len": 0, "max_new_tokens": 4}
+    model = ToyModel(lambda prefix: law, vocab_size=13)
+    world = World(model=model, n_eos=1, reward=NotA(declared=True), options=options, how={})
+    steps, _ = await world.run()
+    assert [step.emitted for step in steps] == [(1,)] * 4
+    assert [len(step.considered) for step in steps] == [12, 7, 7, 7]
+
+
 async def test_a_range_that_does_not_hold_shows() -> None:
     """What the equality above rests on: with a bound below rewards that occur, other tokens come out."""
     wrong = 0
@@ -158,8 +187,8 @@ async def test_a_range_that_does_not_hold_shows() -> None:
         world.reward.range = (low, low + 0.3 * (high - low))
         world.options["reward_norm"], world.how["skip"] = "none", True
         plain, _ = await world.run(acceleration="off")
-        lazy, _ = await world.run()
-        wrong += ids_of(lazy) != ids_of(plain)
+        fast, _ = await world.run()
+        wrong += ids_of(fast) != ids_of(plain)
     assert wrong > 5
 
 
@@ -189,13 +218,13 @@ def test_the_same_tokens_from_transformers_models(how: dict[str, Any], tmp_path:
     options = {"k": 4, "rollout_len": 5, "reward_norm": "clip(-1,0.6)", "max_new_tokens": 12} | how
     with alignstar.load(baseline=str(baseline), reward=str(reward), dtype="float64", device="cpu") as aligner:
         plain = aligner.generate_many(PROMPTS, **options, acceleration="off")
-        lazy = aligner.generate_many(PROMPTS, **options)
-    for one, other in zip(plain, lazy, strict=True):
+        fast = aligner.generate_many(PROMPTS, **options)
+    for one, other in zip(plain, fast, strict=True):
         assert (one.ids, one.finish_reason) == (other.ids, other.finish_reason)
         assert [s.considered[s.chosen].score for s in one.steps] == pytest.approx(
             [s.considered[s.chosen].score for s in other.steps], abs=1e-9
         )
-    assert sum(r.usage.certified for r in lazy) > 0
+    assert sum(r.usage.certified for r in fast) > 0
 
 
 async def test_a_response_is_scored_once() -> None:

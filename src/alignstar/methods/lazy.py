@@ -63,9 +63,9 @@ class Position:
         """The response that a candidate and its rollout make."""
         return (*self.response, z, *self.futures[z].ids)
 
-    def evaluated(self) -> Candidates:
-        """The candidates that have a value, in their order."""
-        kept = [i for i, z in enumerate(self.candidates.ids) if z in self.valued]
+    def evaluated(self, but: Sequence[int] = ()) -> Candidates:
+        """The candidates that have a value, in their order; those of `but` left out."""
+        kept = [i for i, z in enumerate(self.candidates.ids) if z in self.valued and z not in but]
         return Candidates(
             ids=tuple(self.candidates.ids[i] for i in kept),
             logps=self.candidates.logps[kept],
@@ -76,6 +76,9 @@ class Position:
 Pair = tuple[Position, int]
 """A position and one of its candidates."""
 
+FIRST_WAVE = 6
+"""Candidates of a position that are evaluated before the others, where that lately spared the others."""
+
 
 @dataclass(slots=True, kw_only=True)
 class Lazy:
@@ -83,7 +86,7 @@ class Lazy:
 
     `bounds` hold for every normalised reward (None: nothing is skipped). Up to `window` positions are decided together,
     `reach` of them next; of the candidates of a position that may win, `wave` are evaluated before the others are
-    looked at again (None: all).
+    looked at again. None: all, or the best six where lately most others could not win any more after those (`sparing`).
     """
 
     prompt: Prompt
@@ -97,6 +100,7 @@ class Lazy:
     max_new_tokens: int
     known: dict[Ids, Valued] = field(default_factory=dict[Ids, Valued])
     reach: int = field(init=False, default=1)
+    sparing: bool = field(init=False, default=False)
 
     async def steps(self) -> AsyncGenerator[Step, None]:
         """One Step per token, equal to the plain algorithm's but for `considered`: the candidates with a reward."""
@@ -125,11 +129,9 @@ class Lazy:
 
     async def _walk(self, response: Ids) -> list[Position]:
         """The next positions of the spine and their candidates, no more than an earlier rollout holds."""
-        model, length = self.rollouts.model, self.rollouts.length
-        reach = self.reach if length is None else max(1, min(self.reach, length))
-        (spine,) = await model.continue_(
+        (spine,) = await self.rollouts.model.continue_(
             self.prompt.ids + response,
-            max_new_tokens=min(reach, self.max_new_tokens - len(response)),
+            max_new_tokens=min(self._within(self.reach), self.max_new_tokens - len(response)),
             sampling=GREEDY,
             top=self._told(),
         )
@@ -141,7 +143,7 @@ class Lazy:
     async def _spine(self, positions: Sequence[Position]) -> None:
         """The rollouts of the greedy candidates: all but that of one that ends the spine are parts of it."""
         model, start = self.rollouts.model, len(positions[0].response)
-        ends = [i + 1 + self.rollouts.reach(self.max_new_tokens - start - i - 1) for i in range(len(positions))]
+        ends = [self._end(start, i) for i in range(len(positions))]
         (spine,) = await model.continue_(
             self.prompt.ids + positions[0].response, max_new_tokens=max(ends), sampling=GREEDY, top=2
         )
@@ -154,6 +156,14 @@ class Lazy:
                     ids=ids, logps=spine.logps[i + 1 : end], ended=ended, near_ties=sum(near[i + 1 : end])
                 )
         await self._roll([(p, p.greedy) for p in positions if p.greedy not in p.futures])
+
+    def _within(self, positions: int) -> int:
+        """As many, but no more than a rollout is long."""
+        return positions if self.rollouts.length is None else max(1, min(positions, self.rollouts.length))
+
+    def _end(self, start: int, i: int) -> int:
+        """Tokens behind the response's first `start` ones at which the rollout from the i-th of them ends."""
+        return i + 1 + self.rollouts.reach(self.max_new_tokens - start - i - 1)
 
     def _told(self) -> Within:
         """How many best tokens of a state to look at, or within how many nats of the best one a token can win."""
@@ -177,36 +187,54 @@ class Lazy:
         everyone = [(p, z) for p in positions for z in p.candidates.ids[1:]] if self.bounds is None else []
         await together([self._spine(positions), self._roll(everyone)])
         await self._value([*greedy, *everyone])
-        ahead = 0
-        while survivors := [(p, z) for p in positions for z in self._survivors(p)[: self.wave]]:
-            if ahead or self.reach == 1:
-                await self._roll(survivors)
-            else:
-                # The next window will be needed if the greedy candidates win: it takes no time beside the rollouts.
-                ahead = self.reach
-                await together([self._roll(survivors), self._look_ahead(positions[-1])])
+        ahead, wave, compared = 0, self.wave or (FIRST_WAVE if self.sparing else None), self.wave is not None
+        while any(alive := [self._alive(p, self._waiting(p)) for p in positions]):
+            survivors = [(p, z) for p, ids in zip(positions, alive, strict=True) for z in ids[:wave]]
+            # The next windows will be needed if the greedy candidates win: they take no time beside the rollouts.
+            looking = [self._look_ahead(positions[-1])] if self.reach > 1 and not ahead else []
+            ahead += sum(tokens or 0 for tokens in await together([self._roll(survivors), *looking]))
             await self._value(survivors)
+            if not compared:
+                self._compare([(p, ids[FIRST_WAVE:]) for p, ids in zip(positions, alive, strict=True)])
+                wave, compared = None, True
         return ahead
 
-    def _survivors(self, position: Position) -> list[int]:
-        """The candidates without a value that could win, the most promising first."""
-        waiting = np.array([z not in position.valued for z in position.candidates.ids])
-        if self.bounds is None or not waiting.any():
+    def _waiting(self, position: Position) -> list[int]:
+        return [z for z in position.candidates.ids if z not in position.valued]
+
+    def _alive(self, position: Position, waiting: Sequence[int]) -> list[int]:
+        """Those of `waiting` that could win, were none of them evaluated; the most promising first."""
+        if self.bounds is None or not waiting:
             return []
         step, ids = len(position.response), position.candidates.ids
-        done = position.evaluated()
+        done = position.evaluated(but=waiting)
         reached = self.decision.maximised(self._scores(position, done), done.ids, step)
         at_most = self.decision.scores(position.candidates, [_valued(self.bounds[1])] * len(ids), ())
         bound: Array = self.decision.maximised(at_most, ids, step)
         # Near ties survive too, so that none is overlooked.
-        alive = waiting & (np.max(reached) - bound <= self.decision.doubt(self.bounds))
-        return [ids[i] for i in np.argsort(-bound, kind="stable") if alive[i]]
+        alive = np.max(reached) - bound <= self.decision.doubt(self.bounds)
+        return [ids[i] for i in np.argsort(-bound, kind="stable") if alive[i] and ids[i] in waiting]
 
-    async def _look_ahead(self, last: Position) -> None:
-        """Compute the next window of the spine, and forget it: the model remembers."""
+    def _compare(self, others: Sequence[tuple[Position, Sequence[int]]]) -> None:
+        """Whether waiting for the first wave spares most of the others, or would have spared them."""
+        if total := sum(len(ids) for _, ids in others):
+            self.sparing = 2 * sum(len(self._alive(p, ids)) for p, ids in others) < total
+
+    async def _look_ahead(self, last: Position) -> int:
+        """Compute the spine for the next window, and for another one as far as the rollouts beside it last.
+
+        It is forgotten here: the model remembers. Returns the new tokens.
+        """
         response = (*last.response, last.greedy)
-        if len(response) < self.max_new_tokens and not self._ends(last.greedy):
-            await self._spine(await self._walk(response))
+        left = self.max_new_tokens - len(response)
+        if left == 0 or self._ends(last.greedy):
+            return 0
+        await self._walk(response)
+        furthest = min(self._within(self.reach + self.window), left) - 1
+        (spine,) = await self.rollouts.model.continue_(
+            self.prompt.ids + response, max_new_tokens=self._end(len(response), furthest), sampling=GREEDY, top=2
+        )
+        return len(spine.ids) - len(last.futures[last.greedy].ids)
 
     def _ends(self, z: int) -> bool:
         return self.rollouts.stop_on_eos and z in self.rollouts.model.eos_ids

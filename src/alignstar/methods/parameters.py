@@ -107,7 +107,8 @@ Acceleration: TypeAlias = Annotated[
 Skip: TypeAlias = Annotated[bool, doc("skip candidates that a reward of known range cannot make win")]
 Window: TypeAlias = Annotated[int, Ge(1), doc("positions decided together while the most probable token wins")]
 Wave: TypeAlias = Annotated[
-    Annotated[int, Ge(1)] | None, doc("candidates evaluated before the others are reconsidered")
+    Annotated[int, Ge(1)] | None,
+    doc("candidates evaluated before the others are reconsidered; none: six where that spares the others, else all"),
 ]
 
 ReturnBestRollout: TypeAlias = Annotated[bool, doc("return the best complete response seen in any rollout")]
