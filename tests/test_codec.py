@@ -13,7 +13,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from alignstar.errors import ModelError, PromptError
 from alignstar.models.hf.codec import HFCodec, check_same_tokens, load_tokenizer
-from alignstar.types import Message
+from alignstar.models.toy import ToyCodec
+from alignstar.text import SETTLED_EVERY, Growing
+from alignstar.types import Ids, Message
 
 CORPUS = ["hello world, this is a test of the world", "hello there, user: say hello", "naïve café"] * 4
 CHATML = (
@@ -86,6 +88,37 @@ def test_the_parts_of_a_text_decode_to_its_parts(kind: str, text: str, data: st.
     elif "\N{REPLACEMENT CHARACTER}" not in response:
         assert prompt + response == whole
     assert whole.endswith(text)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(data=st.data())
+@settings(deadline=None, max_examples=25)
+def test_a_text_grows_as_its_tokens_do(kind: str, data: st.DataObject) -> None:
+    """Whatever is in it, and wherever characters of several tokens are cut: at every length that of the whole."""
+    codec = HFCodec(KINDS[kind])
+    plain, others = ["hello world, ", " ", "  \n", "<|end|>", "a", "user:"], ["naïve", "é", "日本", "🙂"]
+    parts = st.sampled_from(plain + data.draw(st.sampled_from([[], others])))
+    text = "".join(data.draw(st.lists(parts, min_size=30, max_size=60)))
+    ids = tuple(codec.tokenizer(text, add_special_tokens=False)["input_ids"])
+    growing = Growing(codec)
+    for n in range(1, len(ids) + 1):
+        assert growing.text(ids[:n]) == codec.decode(ids[:n])
+    if text.isascii():
+        assert growing.settled > len(ids) - 2 * SETTLED_EVERY
+
+
+class Reversed(ToyCodec):
+    """No text is put together from those of its parts."""
+
+    def decode(self, ids: Ids, *, special: bool = False) -> str:
+        return super().decode(ids, special=special)[::-1]
+
+
+def test_a_text_that_is_more_than_its_parts_is_decoded_whole() -> None:
+    codec, ids = Reversed(6), tuple(i % 5 for i in range(100))
+    growing = Growing(codec)
+    for n in range(1, len(ids) + 1):
+        assert growing.text(ids[:n]) == codec.decode(ids[:n])
 
 
 def test_a_leading_space_stays() -> None:

@@ -55,7 +55,7 @@ class Meter:
         tree = self._pushed.setdefault(model, RadixTree())
         known = tree.known(prefix)
         new_prefix = len(prefix) - known
-        news = [len(prefix) + len(row) - max(tree.known(prefix + row), len(prefix)) for row in rows]
+        news = [len(prefix) + len(row) - max(tree.known(prefix + row), len(prefix)) if row else 0 for row in rows]
         charged = new_prefix + sum(news)
         for row in rows:
             tree.insert(prefix + row)

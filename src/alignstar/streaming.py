@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 from alignstar.background import BACKGROUND
-from alignstar.text import Codec, Stops
+from alignstar.text import Codec, Growing, Stops
 from alignstar.types import Ids, Response, Step
 
 Emit: TypeAlias = Callable[[Step], Awaitable[None]]
@@ -27,6 +27,7 @@ class Reader:
         self.ids: Ids = ()
         self.text = ""
         self._codec = codec
+        self._growing = Growing(codec)
         self._stops = stops
         self._shown = 0
 
@@ -35,9 +36,11 @@ class Reader:
 
         The texts of all steps (of the last one that `replaces` and those after it) make the whole text.
         """
-        before = () if step.replaces else self.ids
-        emitted, finish = step.emitted, step.finish
-        text, stopped = self._stops.cut(self._codec.decode(before + emitted))
+        if step.replaces:
+            self.ids, self._growing = (), Growing(self._codec)
+        before, emitted, finish = self.ids, step.emitted, step.finish
+        told = self._growing.text(before + emitted) if finish is None else self._codec.decode(before + emitted)
+        text, stopped = self._stops.cut(told)
         if stopped:
             lengths = range(1, len(emitted) + 1)
             emitted = emitted[: next(n for n in lengths if self._stops_at(before + emitted[:n]))]

@@ -93,3 +93,32 @@ def decoded(ids: Ids, decode: Callable[[Ids], str]) -> str:
         return text
     shorter = (complete_characters(decode(ids[: len(ids) - n])) for n in range(1, min(3, len(ids)) + 1))
     return max((complete_characters(text), *shorter), key=len)
+
+
+SETTLED_EVERY = 16
+"""Tokens after which a further part of a text is settled; as many stay that are decoded again."""
+
+
+class Growing:
+    """The text of a response that grows token by token, put together from that of its beginning and of the rest.
+
+    A beginning is settled where that gives the text of the whole: it does not in the middle of a character, nor with a
+    codec whose texts are more than their parts. Then the whole is decoded until another beginning is tried.
+    """
+
+    def __init__(self, codec: Codec) -> None:
+        self._codec = codec
+        self.settled = 0  # tokens whose text is not asked for again
+        self._text = ""  # theirs
+        self._due = 2 * SETTLED_EVERY
+
+    def text(self, ids: Ids) -> str:
+        """The text of `ids`, which begin with those of the calls before."""
+        if len(ids) < self._due:
+            return self._text + self._codec.decode(ids[self.settled :])
+        self._due = len(ids) + SETTLED_EVERY
+        whole, beginning = self._codec.decode(ids), len(ids) - SETTLED_EVERY
+        self.settled, self._text = beginning, self._codec.decode(ids[:beginning])
+        if self._text + self._codec.decode(ids[beginning:]) != whole:
+            self.settled, self._text = 0, ""
+        return whole

@@ -214,6 +214,8 @@ class HFModel:
         """See TokenModel.next_logprobs."""
 
         def from_top(top: Top) -> Array | None:
+            if len(ids) > len(top.ids):
+                return None
             known = dict(zip(top.ids.tolist(), top.logps.tolist(), strict=True))
             told = [known.get(i) if i < self.vocab_size else -np.inf for i in ids.tolist()]
             return None if any(t is None for t in told) else np.array(told, dtype=np.float64)
