@@ -186,3 +186,10 @@ async def test_reward():
     assert math.isnan(reward.value(prompt, "C", True))
     assert reward.range is None
     assert ToyReward(low=-1.0, declared=True).range == (-1.0, 1.0)
+
+
+def test_noise_is_the_same_numbers_on_every_machine():
+    noise = Noise(seed=3, purpose="sample", step=1, candidate=7, rollout=2)
+    assert noise.uniform(5, 3).tolist() == [0.2573853827144962, 0.7107946138540528, 0.7195143964566838]
+    assert noise.uniform(5, 2).tolist() == noise.uniform(5, 3).tolist()[:2]
+    assert not set(noise.uniform(5, 300)) & set(noise.uniform(6, 300))

@@ -73,11 +73,19 @@ def randomise(model: Any, seed: int, scale: float) -> None:
 
 
 def hf_model(
-    model: Any, *, engine: Engine, reuse: bool = True, kv_tokens: int = 4000, name: str = "tiny", **options: Any
+    model: Any,
+    *,
+    engine: Engine,
+    reuse: bool = True,
+    compile: bool = False,
+    kv_tokens: int = 4000,
+    name: str = "tiny",
+    **options: Any,
 ) -> HFModel:
     """The model on an engine."""
+    readout = LogitsReadout(model, VOCAB)
     network = Network(
-        name, model, LogitsReadout(model, VOCAB), config=model.config, device=torch.device("cpu"), reuse=reuse
+        name, model, readout, config=model.config, device=torch.device("cpu"), reuse=reuse, compile=compile
     )
     return HFModel(
         network,

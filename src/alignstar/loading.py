@@ -40,6 +40,7 @@ def load(
     trust_remote_code: bool = False,
     kv_tokens: int | None = None,
     reuse: bool = True,
+    compile: bool = False,
 ) -> Aligner:
     """Open models of the transformers library and put them on one engine.
 
@@ -54,6 +55,8 @@ def load(
         trust_remote_code: run code that comes with a checkpoint.
         kv_tokens: how many positions' keys and values each model may hold (None: a share of the memory).
         reuse: compute shared prefixes once. Off, everything is computed from nothing: slow, for comparison.
+        compile: compile the forwards of Llama-shaped models with torch.compile, once per load; on a GPU small ones are
+            recorded as CUDA graphs too. What runs uncompiled is named in the log.
 
     Raises ModelError, OptionError or NeedsError, in one sentence, before anything is decoded.
     """
@@ -69,6 +72,7 @@ def load(
         trust_remote_code=trust_remote_code,
         kv_tokens=kv_tokens,
         reuse=reuse,
+        compile=compile,
     )
     return aligner
 
@@ -86,6 +90,7 @@ def load_judged(
     trust_remote_code: bool = False,
     kv_tokens: int | None = None,
     reuse: bool = True,
+    compile: bool = False,
 ) -> tuple[Aligner, dict[str, Reward]]:
     """As `load`, and beside the aligner the rewards `judges`, by name: on the same engine, for looking at results."""
     from alignstar.models.hf.adapters import is_adapter
@@ -101,7 +106,10 @@ def load_judged(
         if path is not None:
             check_checkpoint(path, role, adapter=is_adapter(path))
     head = None if value is None else load_head(located(value))
-    library = Library(device=device, dtype=dtype, trust_remote_code=trust_remote_code, kv_tokens=kv_tokens, reuse=reuse)
+    library = Library(
+        device=device, dtype=dtype, trust_remote_code=trust_remote_code, kv_tokens=kv_tokens, reuse=reuse,
+        compile=compile,
+    )  # fmt: skip
     try:
         if head is not None:
             library.expect(head)
@@ -126,9 +134,17 @@ def load_judged(
 
 @contextmanager
 def open_reward(
-    lines: Sequence[str], *, device: str = "auto", dtype: str = "auto", trust_remote_code: bool = False
+    lines: Sequence[str],
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    compile: bool = False,
+    reuse: bool = True,
 ) -> Generator[Reward]:
     """The sum of reward lines, without language models: for texts that are there already.
+
+    Without `reuse` nothing is remembered of texts that were read before, which may change a score's last digits.
 
     Raises as `load` does, NeedsError for the implicit reward, which is made of two language models.
     """
@@ -137,7 +153,7 @@ def open_reward(
     specs = [parse_reward(line) for line in lines]
     if any(one.kind == "implicit" for spec in specs for one in (spec, *spec.parts)):
         raise NeedsError("The implicit reward is made of two language models and cannot score texts; name another.")
-    library = Library(device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    library = Library(device=device, dtype=dtype, trust_remote_code=trust_remote_code, compile=compile, reuse=reuse)
     try:
         reward = _reward(library, specs, None, None)
         assert reward is not None, "there is a line"

@@ -88,6 +88,17 @@ def tempered(logps: Array, sampling: Sampling) -> Array:
     return weights
 
 
+class _Key(np.random.SeedSequence):
+    """A key for Philox in the place of a seed: given as `key`, numpy would first ask the system for a seed."""
+
+    def __init__(self, key: NDArray[np.uint64]) -> None:
+        self.key = key
+
+    def generate_state(self, n_words: int, dtype: object = np.uint64) -> NDArray[np.uint64]:
+        """The key: the two words that Philox asks for."""
+        return self.key
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Noise:
     """Coordinates of a stream of random numbers; equal coordinates give equal numbers, on any machine, in any order.
@@ -106,10 +117,18 @@ class Noise:
         """Numbers in (0, 1), [size]; a shorter draw is the beginning of a longer one."""
         coordinates = f"{self.seed}|{self.purpose}|{self.step}|{self.candidate}|{self.rollout}"
         digest = hashlib.blake2b(coordinates.encode(), digest_size=16).digest()
-        philox = np.random.Philox(key=np.frombuffer(digest, dtype=np.uint64), counter=[0, 0, position, 0])
+        philox = np.random.Philox(_Key(np.frombuffer(digest, dtype=np.uint64)), counter=[0, 0, position, 0])
         u = np.random.Generator(philox).random(size)
         return np.maximum(u, np.finfo(np.float64).tiny)
 
     def gumbel(self, position: int, size: int) -> Array:
         """Standard Gumbel numbers [size] for absolute `position` in the sequence."""
         return -np.log(-np.log(self.uniform(position, size)))
+
+
+def drawn_scores(logps: Array, sampling: Sampling, noise: Noise, position: int) -> Array:
+    """Scores [V] the largest of which stands at the token drawn for absolute `position`. Not for greedy sampling.
+
+    Gumbel-max: the arg-max of log-weights plus Gumbel noise is a draw from their law.
+    """
+    return tempered(logps, sampling) + noise.gumbel(position, len(logps))

@@ -114,7 +114,7 @@ def run(
     made: list[Row] = []
     for case in cases:
         on_case(f"{case.prompts} x {case.branches} branches behind {case.prefix} positions")
-        pool, rows = _filled(model, case, **how)
+        pool, rows = filled(model, case, **how)
         spent: dict[str, list[float]] = {way: [] for way in WAYS}
         answers: dict[str, torch.Tensor] = {}
         for _ in range(repeats + 1):
@@ -139,7 +139,7 @@ def run(
     return made
 
 
-def _filled(model: Any, case: Case, **how: Any) -> tuple[Pool, list[PagedRow]]:
+def filled(model: Any, case: Case, **how: Any) -> tuple[Pool, list[PagedRow]]:
     """Rows whose earlier positions are in the pool, each with one token to push."""
     own = case.depth + 1
     pool = Pool(case.prompts * (case.prefix + case.branches * own) + 1, how["device"])

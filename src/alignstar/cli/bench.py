@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from alignstar.cli import bench_tables
+from alignstar.cli.bench_compile import compiled
 from alignstar.cli.bench_frontier import frontier
 from alignstar.cli.bench_layers import layers
 from alignstar.cli.bench_maxmin import maxmin
@@ -36,6 +37,7 @@ bench = typer.Typer(
 
 bench.command()(savings)
 bench.command()(stores)
+bench.command("compile")(compiled)
 bench.command()(frontier)
 bench.command()(maxmin)
 bench.command()(layers)

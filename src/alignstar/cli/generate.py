@@ -36,6 +36,7 @@ Value = Annotated[str | None, _flag("Models", help="A value head, as `alignstar 
 Device = Annotated[str, _flag("Models", help="cpu, cuda, mps or auto.")]
 Dtype = Annotated[str, _flag("Models", help="float32, bfloat16, ... or auto.")]
 Trust = Annotated[bool, _flag("Models", "--trust-remote-code", help="Run code that comes with a model.")]
+Compile = Annotated[bool, _flag("Models", "--compile", help="torch.compile of Llama-shaped models, once per load.")]
 Method = Annotated[str | None, _flag("Decoding", help="See `alignstar methods`.")]
 Options = Annotated[
     list[str] | None, _flag("Decoding", "--option", "-o", metavar="NAME=VALUE", help="An option of the method.")
@@ -64,6 +65,7 @@ def generate(
     device: Device = "auto",
     dtype: Dtype = "auto",
     trust_remote_code: Trust = False,
+    compile: Compile = False,
     method: Method = None,
     option: Options = None,
     preset: PresetName = None,
@@ -92,16 +94,10 @@ def generate(
         write_trace = stack.enter_context(json_lines_file(trace, option="--trace"))
         aligner = stack.enter_context(
             load(
-                sft=sft,
-                baseline=baseline,
-                reward=reward,
-                baseline_reward=baseline_reward,
-                value=value,
-                device=device,
-                dtype=dtype,
-                trust_remote_code=trust_remote_code,
+                sft=sft, baseline=baseline, reward=reward, baseline_reward=baseline_reward, value=value,
+                device=device, dtype=dtype, trust_remote_code=trust_remote_code, compile=compile,
             )
-        )
+        )  # fmt: skip
         bar = stack.enter_context(progress_bar(total=len(requests), doing=name))
         how = {"preset": preset, "stop": stop or (), "chat": chat, "truncate": truncate, **options}
         responses = stack.enter_context(

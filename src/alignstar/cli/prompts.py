@@ -28,9 +28,9 @@ def read_prompts(*, prompt: str | None, prompts: str | None) -> list[Request]:
     if prompt is not None:
         return [prompt]
     if prompts == "-":
-        return _json_lines(sys.stdin.read(), name="standard input")
+        return [request for _, request in _json_lines(sys.stdin.read(), name="standard input")]
     if prompts is not None:
-        return _read_file(Path(prompts))
+        return [request for _, request in read_placed(Path(prompts))]
     if sys.stdin.isatty():
         raise OptionError("No prompt was given: use --prompt TEXT, --prompts FILE, or pipe a text in.")
     return [_one_prompt(sys.stdin.read())]
@@ -50,7 +50,8 @@ def _one_prompt(text: str) -> str:
     return text
 
 
-def _read_file(path: Path) -> list[Request]:
+def read_placed(path: Path) -> list[tuple[str, Request]]:
+    """The requests of a prompts file, each with where it stands. Raises PromptError as `read_prompts` does."""
     if path.suffix not in (".jsonl", ".txt"):
         raise PromptError(
             f"Prompts file {str(path)!r} must end in .jsonl (JSON lines) or .txt (one prompt a line); rename it."
@@ -64,21 +65,22 @@ def _read_file(path: Path) -> list[Request]:
         raise PromptError(f"Prompts file {str(path)!r}, line {line}: not UTF-8 text; save it as UTF-8.") from error
     if path.suffix == ".jsonl":
         return _json_lines(text, name=f"Prompts file {str(path)!r}")
-    lines: list[Request] = [line for line in text.splitlines() if line.strip()]
-    return _some(lines, text=text, name=f"Prompts file {str(path)!r}")
+    name = f"Prompts file {str(path)!r}"
+    lines = [(f"{name}, line {n}", line) for n, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    return _some(lines, text=text, name=name)
 
 
-def _json_lines(text: str, *, name: str) -> list[Request]:
+def _json_lines(text: str, *, name: str) -> list[tuple[str, Request]]:
     # Not splitlines: JSON strings may hold other line separators than "\n".
-    numbered = [(n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    return _some([_request(line, where=f"{name}, line {n}") for n, line in numbered], text=text, name=name)
+    placed = [(f"{name}, line {n}", line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    return _some([(where, _request(line, where=where)) for where, line in placed], text=text, name=name)
 
 
-def _some(requests: list[Request], *, text: str, name: str) -> list[Request]:
-    if not requests:
+def _some(placed: Sequence[tuple[str, Request]], *, text: str, name: str) -> list[tuple[str, Request]]:
+    if not placed:
         last = 1 + text.count("\n")
         raise PromptError(f"{name} ends at line {last} without a prompt; write one per line.")
-    return requests
+    return list(placed)
 
 
 def _request(line: str, *, where: str) -> Request:

@@ -38,6 +38,9 @@ def rewardbench(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that comes with a model.")
     ] = False,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="torch.compile of Llama-shaped models, once per load.")
+    ] = False,
 ) -> None:
     """How often a reward prefers the better of two answers: by subset, and by section as RewardBench averages them.
 
@@ -54,7 +57,9 @@ def rewardbench(
         raise OptionError(f"--data {data!r} has no row; give pairs.")
     with (
         json_lines_file(out, option="--out") as write,
-        open_reward(reward, device=device, dtype=dtype, trust_remote_code=trust_remote_code) as judging,
+        open_reward(
+            reward, device=device, dtype=dtype, trust_remote_code=trust_remote_code, compile=compile
+        ) as judging,
         progress_bar(total=len(examples), doing=judging.name, remaining=True) as bar,
     ):
         pairs = asyncio.run(score_pairs(judging, examples, on_scored=lambda _pair: bar.advance()))

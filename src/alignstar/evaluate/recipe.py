@@ -53,6 +53,7 @@ class Models(Section):
     """The language models and the value model, or a function that opens them.
 
     `open` is python:MODULE:FUNCTION; called with `reward` and `baseline_reward` (a Reward or None) it gives an Aligner.
+    `compile`: see `alignstar.load`.
     """
 
     sft: Annotated[Checkpoint | None, BeforeValidator(sourced)] = None
@@ -62,6 +63,7 @@ class Models(Section):
     device: str = "auto"
     dtype: str = "auto"
     trust_remote_code: bool = False
+    compile: bool = False
 
     @property
     def given(self) -> Mapping[str, Checkpoint]:
@@ -233,6 +235,8 @@ def _check_rewards(recipe: Recipe) -> None:
         raise OptionError("models names no model; give sft, baseline or both.")
     if recipe.models.open is not None and recipe.models.given:
         raise OptionError("models.open opens all models itself; leave out sft and baseline, or open.")
+    if recipe.models.open is not None and recipe.models.compile:
+        raise OptionError("models.compile=true is for models opened by their paths, not by models.open; leave it out.")
     for role in ("reward", "baseline_reward"):
         having = [name for name, reward in recipe.rewards.items() if reward.role == role]
         if len(having) > 1:

@@ -58,7 +58,7 @@ def open_world(recipe: Recipe) -> World:
         aligner, others = _opened(models.open, guiding, gold)
     else:
         sources = {role: checkpoint.source for role, checkpoint in models.given.items()}
-        how: dict[str, Any] = {"device": models.device, "dtype": models.dtype}
+        how: dict[str, Any] = {"device": models.device, "dtype": models.dtype, "compile": models.compile}
         aligner, others = load_judged(gold, **sources, **guiding, **how, trust_remote_code=models.trust_remote_code)
     if before is not None:
         others = {before: aligner.rewards["baseline_reward"], **others}

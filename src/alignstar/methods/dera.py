@@ -18,7 +18,7 @@ import numpy as np
 from alignstar.meter import current_meter, together
 from alignstar.methods import parameters as p
 from alignstar.models import TokenModel
-from alignstar.sampling import GREEDY, Array, Noise, Sampling, log_softmax, near_tie, tempered
+from alignstar.sampling import GREEDY, Array, Noise, Sampling, drawn_scores, log_softmax, near_tie
 from alignstar.types import Candidate, FinishReason, Ids, Prompt, Step
 
 
@@ -100,7 +100,7 @@ async def _decode(
         law = product(laws, powers)  # log pi(z|s), [V] nats
         scores, doubt = law, tolerance
         if not sampling.greedy:
-            scores = tempered(law, sampling) + noise.gumbel(len(state), len(law))
+            scores = drawn_scores(law, sampling, noise, len(state))
             doubt = tolerance / sampling.temperature
         z = int(np.argmax(scores))
         near = near_tie(np.partition(scores, -2)[-2:], doubt)

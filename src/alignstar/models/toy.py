@@ -18,7 +18,7 @@ import numpy as np
 from alignstar.errors import ModelError, PromptError
 from alignstar.meter import current_meter
 from alignstar.models import Continuation, Top, Within
-from alignstar.sampling import GREEDY, Array, IntArray, Noise, Sampling, log_softmax, near_tie, tempered, top_ids
+from alignstar.sampling import GREEDY, Array, IntArray, Noise, Sampling, drawn_scores, log_softmax, near_tie, top_ids
 from alignstar.text import as_messages
 from alignstar.types import Ids, Message, Prompt, Reply
 
@@ -221,7 +221,7 @@ class _Draw:
             law = self.model.law(prefix + ids)
             scores, tolerance = law, self.model.tie_tolerance
             if noise is not None:
-                scores = tempered(law, self.sampling) + noise.gumbel(len(prefix) + len(ids), self.model.vocab_size)
+                scores = drawn_scores(law, self.sampling, noise, len(prefix) + len(ids))
                 tolerance /= self.sampling.temperature
             z = int(np.argmax(scores))
             near_ties += near_tie(scores, tolerance)

@@ -14,7 +14,7 @@ from alignstar.models import Continuation, Top, Within
 from alignstar.models.hf.guesses import ENDINGS, Guesses
 from alignstar.models.hf.rows import Row, RowRequest, RowWorker, Served
 from alignstar.models.hf.tops import Read, Vocabulary, narrow, whole
-from alignstar.sampling import Array, Noise, Sampling, tempered
+from alignstar.sampling import Array, Noise, Sampling, drawn_scores
 from alignstar.types import Ids
 
 MOST_GUESSED = 16
@@ -154,7 +154,7 @@ class ContinueRequest(RowRequest[list[Continuation]]):
             assert every is not None
             assert self.how.noise is not None
             noise = replace(self.how.noise, rollout=self.how.noise.rollout + draw.rollout)
-            scores = tempered(every, self.how.sampling) + noise.gumbel(len(self.prefix) + len(draw.ids), len(every))
+            scores = drawn_scores(every, self.how.sampling, noise, len(self.prefix) + len(draw.ids))
             token = int(np.argmax(scores))
             logp = float(every[token])
             second = np.partition(scores, -2)[-2] if len(scores) > 1 else -np.inf

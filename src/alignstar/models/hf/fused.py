@@ -1,8 +1,9 @@
 """The forward of Llama-shaped decoders (Llama, Mistral, Qwen2, Qwen3) over paged rows, in few operations.
 
 Small models and single tokens spend most of a forward between the operations: a layer here is one product for queries,
-keys and values, one store and one gather for keys and values, one product for gate and up. Knows torch and these
-modules' weights, which it shares with them; whether it is right for a model is found out by the self-check at load.
+keys and values, one store and one gather for keys and values, one product for gate and up. Before its attention and
+behind it a layer is a pure function, so that it can be compiled (`compiled.py`). Knows torch and the modules' weights,
+which it shares with them; whether it is right for a model is found out by the self-check at load.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from types import SimpleNamespace
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch.nn import functional as F
@@ -29,18 +30,25 @@ class Projection(NamedTuple):
     bias: torch.Tensor | None
 
 
+class Norm(NamedTuple):
+    """A root-mean-square norm's weight and what keeps it from dividing by zero."""
+
+    weight: torch.Tensor
+    eps: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
     """One decoder layer's weights; fused ones are stacked along their outputs."""
 
     kind: str
     scaling: float
-    attention_norm: Any
+    attention_norm: Norm
     qkv: Projection
-    q_norm: Any
-    k_norm: Any
+    q_norm: Norm | None
+    k_norm: Norm | None
     out: Projection
-    mlp_norm: Any
+    mlp_norm: Norm
     gate_up: Projection
     down: Projection
 
@@ -80,15 +88,19 @@ def _layer(block: Any, kind: str) -> Layer:
     return Layer(
         kind=kind,
         scaling=attention.scaling,
-        attention_norm=block.input_layernorm,
+        attention_norm=_norm(block.input_layernorm),
         qkv=_stacked([attention.q_proj, attention.k_proj, attention.v_proj]),
-        q_norm=norms.get("q_norm"),
-        k_norm=norms.get("k_norm"),
+        q_norm=_norm(norms["q_norm"]) if "q_norm" in norms else None,
+        k_norm=_norm(norms["k_norm"]) if "k_norm" in norms else None,
         out=Projection(attention.o_proj.weight, attention.o_proj.bias),
-        mlp_norm=block.post_attention_layernorm,
+        mlp_norm=_norm(block.post_attention_layernorm),
         gate_up=_stacked([mlp.gate_proj, mlp.up_proj]),
         down=Projection(mlp.down_proj.weight, mlp.down_proj.bias),
     )
+
+
+def _norm(module: Any) -> Norm:
+    return Norm(module.weight, module.variance_epsilon)
 
 
 def _stacked(linears: Sequence[torch.nn.Linear]) -> Projection:
@@ -117,6 +129,18 @@ def _one_tensor(parameters: Sequence[torch.Tensor]) -> torch.Tensor:
     return stacked
 
 
+class Slots(Protocol):
+    """What a forward needs of a Pool."""
+
+    def buffer(self, index: int, example: torch.Tensor) -> torch.Tensor:
+        """See Pool."""
+        ...
+
+    def gather(self, buffer: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        """See Pool."""
+        ...
+
+
 class FusedForward:
     """Runs paged rows through a Llama-shaped model; the outputs are named as transformers names them."""
 
@@ -135,62 +159,84 @@ class FusedForward:
         self.head: Any = getattr(module, "lm_head", None)
         self.backbone = backbone
         self.layers = layers
+        self.norm = _norm(backbone.norm)
         self.windows = windows
         self.dtype = dtype
         self.device = device
-        self.head_dim: int = backbone.layers[0].self_attn.head_dim
+        self.before, self.after = before_attention, after_attention
 
     def __call__(self, pool: Pool, rows: Sequence[PagedRow], *, logits_to_keep: int = 0) -> Any:
         """`last_hidden_state` [B, Q, H], and `logits` of the last `logits_to_keep` positions where there is a head."""
         packed = self.layout(rows, windows=self.windows, dtype=self.dtype, device=self.device)
+        return self.run(pool, packed, logits_to_keep=logits_to_keep)
+
+    def run(self, pool: Slots, packed: Packed, *, logits_to_keep: int) -> Any:
+        """See `__call__`; the rows are laid out."""
         batch, queries = packed.tokens.shape
         read, width = packed.read.reshape(-1), packed.read.shape[1]
-        hidden = F.embedding(packed.tokens, self.backbone.embed_tokens.weight)
-        cos, sin = (t[:, :, None] for t in self.backbone.rotary_emb(hidden, position_ids=packed.positions))
+        hidden = F.embedding(packed.tokens.view(-1), self.backbone.embed_tokens.weight)
+        cos, sin = (
+            t.reshape(batch * queries, 1, -1) for t in self.backbone.rotary_emb(hidden, position_ids=packed.positions)
+        )
         for index, layer in enumerate(self.layers):
-            normed = _rms_norm(hidden, layer.attention_norm)
-            qkv = F.linear(normed, *layer.qkv).view(batch, queries, -1, self.head_dim)
-            n_q = layer.out.weight.shape[1] // self.head_dim
-            n_kv = (qkv.shape[2] - n_q) // 2
-            if layer.q_norm is None:
-                rotated = _rotated(qkv[:, :, : n_q + n_kv], cos, sin)
-                query, key = rotated[:, :, :n_q], rotated[:, :, n_q:]
-            else:
-                query = _rotated(_rms_norm(qkv[:, :, :n_q], layer.q_norm), cos, sin)
-                key = _rotated(_rms_norm(qkv[:, :, n_q : n_q + n_kv], layer.k_norm), cos, sin)
-            new = torch.cat((key, qkv[:, :, n_q + n_kv :]), dim=2).view(batch * queries, 2 * n_kv, self.head_dim)
+            query, new = self.before(hidden, layer, cos, sin)
             buffer = pool.buffer(index, new)
             buffer.index_copy_(0, packed.written, new)
-            kept = pool.gather(buffer, read).view(batch, width, 2 * n_kv, self.head_dim).transpose(1, 2)
+            kept = pool.gather(buffer, read).view(batch, width, *new.shape[1:]).transpose(1, 2)
+            keys, values = kept.chunk(2, dim=1)
             attended = F.scaled_dot_product_attention(
-                query.transpose(1, 2),
-                kept[:, :n_kv],
-                kept[:, n_kv:],
+                query.view(batch, queries, *query.shape[1:]).transpose(1, 2),
+                keys,
+                values,
                 attn_mask=packed.mask[layer.kind] if isinstance(packed.mask, dict) else packed.mask,
                 scale=layer.scaling,
-                enable_gqa=n_q != n_kv,
+                enable_gqa=query.shape[1] != keys.shape[1],
             )
-            hidden = hidden + F.linear(attended.transpose(1, 2).reshape(batch, queries, -1), *layer.out)
-            gate, up = F.linear(_rms_norm(hidden, layer.mlp_norm), *layer.gate_up).chunk(2, dim=-1)
-            hidden = hidden + F.linear(F.silu(gate).mul_(up), *layer.down)
-        if packed.rows is not None:
-            hidden = hidden.view(batch * queries, -1)[packed.rows]
-        hidden = _rms_norm(hidden, self.backbone.norm)
+            hidden = self.after(hidden, attended.transpose(1, 2).reshape(batch * queries, -1), layer)
+        hidden = hidden.view(batch, queries, -1) if packed.rows is None else hidden[packed.rows]
+        hidden = _rms_norm(hidden, self.norm)
         logits = None if self.head is None else self.head(hidden[:, -logits_to_keep:])
         return SimpleNamespace(last_hidden_state=hidden, logits=logits)
 
 
-def _rms_norm(x: torch.Tensor, norm: Any) -> torch.Tensor:
+def before_attention(
+    hidden: torch.Tensor, layer: Layer, cos: torch.Tensor, sin: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of states [N, H] the queries [N, heads, dim], and keys with values behind them [N, 2 kv heads, dim].
+
+    `cos` and `sin` are the angles [N, 1, dim] of the states' positions.
+    """
+    dim = cos.shape[-1]
+    qkv = F.linear(_rms_norm(hidden, layer.attention_norm), *layer.qkv).view(hidden.shape[0], -1, dim)
+    n_q = layer.out.weight.shape[1] // dim
+    n_kv = (qkv.shape[1] - n_q) // 2
+    if layer.q_norm is None or layer.k_norm is None:
+        rotated = _rotated(qkv[:, : n_q + n_kv], cos, sin)
+        query, key = rotated[:, :n_q], rotated[:, n_q:]
+    else:
+        query = _rotated(_rms_norm(qkv[:, :n_q], layer.q_norm), cos, sin)
+        key = _rotated(_rms_norm(qkv[:, n_q : n_q + n_kv], layer.k_norm), cos, sin)
+    return query, torch.cat((key, qkv[:, n_q + n_kv :]), dim=1)
+
+
+def after_attention(hidden: torch.Tensor, attended: torch.Tensor, layer: Layer) -> torch.Tensor:
+    """The layer's outcome [N, H] of its states and what attention gave for them [N, heads * dim]."""
+    hidden = hidden + F.linear(attended, *layer.out)
+    gate, up = F.linear(_rms_norm(hidden, layer.mlp_norm), *layer.gate_up).chunk(2, dim=-1)
+    return hidden + F.linear(F.silu(gate).mul_(up), *layer.down)
+
+
+def _rms_norm(x: torch.Tensor, norm: Norm) -> torch.Tensor:
     """As the modules compute it: in float32 whatever the model's type."""
     if x.dtype == torch.float32:
-        return F.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)
+        return F.rms_norm(x, x.shape[-1:], norm.weight, norm.eps)
     wide = x.to(torch.float32)
-    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon)
+    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + norm.eps)
     return norm.weight * wide.to(x.dtype)
 
 
 def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary position embedding of [B, Q, heads, dim] by the angles [B, Q, 1, dim]."""
+    """Rotary position embedding of [N, heads, dim] by the angles [N, 1, dim]."""
     half = x.shape[-1] // 2
     turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
     return x * cos + turned * sin

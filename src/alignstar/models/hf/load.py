@@ -18,6 +18,7 @@ from alignstar.errors import ModelError, OptionError
 from alignstar.models.hf.adapters import SharedBase, Switch, base_of, is_adapter
 from alignstar.models.hf.classifier import HFClassifier
 from alignstar.models.hf.codec import HFCodec, check_same_tokens, load_tokenizer, special_id
+from alignstar.models.hf.compiled import check_compiler
 from alignstar.models.hf.language import HFModel
 from alignstar.models.hf.network import (
     HeadReadout,
@@ -78,17 +79,21 @@ class Library:
         kv_tokens: int | None = None,
         reuse: bool = True,
         merge_below: int = MERGE_BELOW,
+        compile: bool = False,
     ) -> None:
         if dtype != "auto" and dtype not in DTYPES:
             raise OptionError(f"dtype={dtype!r} is unknown; known: auto, {', '.join(DTYPES)}.")
         if kv_tokens is not None and kv_tokens < 1:
             raise OptionError(f"kv_tokens={kv_tokens} must be at least 1: it is how many positions' KV may be held.")
         self.device = pick_device(device)
+        if compile:
+            check_compiler(self.device)
         self.dtype = dtype
         self.trust_remote_code = trust_remote_code
         self.kv_tokens = kv_tokens
         self.reuse = reuse
         self.merge_below = merge_below
+        self.compile = compile
         self.engine = Engine()
         self._bases: dict[str, SharedBase] = {}
         self._models: dict[str, HFModel] = {}
@@ -151,7 +156,7 @@ class Library:
         head.to(device=self.device, dtype=embeddings.dtype)
         network = Network(
             stored.folder, trunk, HeadReadout(head.state), config=trunk.config, device=self.device, adapter=switch,
-            reuse=self.reuse,
+            reuse=self.reuse, compile=self.compile,
         )  # fmt: skip
         share = (_size(trunk) + _size(head)) / _size(model)
         return HFValue(
@@ -206,6 +211,7 @@ class Library:
             device=self.device,
             causal=head is not None,
             reuse=self.reuse,
+            compile=self.compile,
         )
         return self._heads(network, model.config.num_labels), tokenizer
 
@@ -225,6 +231,7 @@ class Library:
             device=self.device,
             adapter=switch,
             reuse=self.reuse,
+            compile=self.compile,
         )
         return self._heads(network, head.out_features), self.tokenizer(path)
 
@@ -280,7 +287,7 @@ class Library:
         config = model_.config.get_text_config()
         size = min(int(config.vocab_size), vocab_size or int(config.vocab_size))
         settings: dict[str, Any] = {
-            "config": config, "device": self.device, "adapter": switch, "reuse": self.reuse
+            "config": config, "device": self.device, "adapter": switch, "reuse": self.reuse, "compile": self.compile
         }  # fmt: skip
         head = self._head_on_last_layer(path, model_, size)
         if head is None:

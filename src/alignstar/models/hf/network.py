@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import torch
 
-from alignstar.models.hf.fused import fused_forward
+from alignstar.models.hf.compiled import RecordedForward, compiled
+from alignstar.models.hf.fused import FusedForward, fused_forward
 from alignstar.models.hf.paged import PagedForward, PagedRow, Pool
 from alignstar.types import Ids
 
@@ -88,6 +90,7 @@ class Network:
         adapter: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
         causal: bool = True,
         reuse: bool = True,
+        compile: bool = False,
     ) -> None:
         self.name = name
         self.module = module
@@ -99,6 +102,8 @@ class Network:
         self.causal = causal
         self.bytes_per_position = 0  # of KV; known after the self-check
         self._paged = self._checked() if reuse and causal else None
+        if compile:
+            self._paged = self._compiled()
 
     @property
     def reuse(self) -> bool:
@@ -137,6 +142,8 @@ class Network:
 
     def release(self) -> None:
         """Give memory that the allocator keeps for later back to the device."""
+        if isinstance(self._paged, RecordedForward):
+            self._paged.recordings.clear()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -166,6 +173,20 @@ class Network:
         log.warning("%s runs without prefix reuse: %s.", self.name, wrong)
         return None
 
+    def _compiled(self) -> Forward | None:
+        """The paged forward, compiled where it is a fused one and stays exact; the log says whether."""
+        if not isinstance(self._paged, FusedForward):
+            log.warning("%s runs uncompiled: only Llama-shaped networks without adapters are compiled.", self.name)
+            return self._paged
+        started = time.perf_counter()
+        made = compiled(self._paged)
+        wrong = self._difference(made)
+        if wrong is not None:
+            log.warning("%s runs uncompiled: compiled, %s.", self.name, wrong)
+            return self._paged
+        log.info("%s was compiled and checked in %.1f s.", self.name, time.perf_counter() - started)
+        return made
+
     def _difference(self, forward: Forward) -> str | None:
         """What is wrong with a paged forward: prefilled, stepped, branched, rolled-back and unequally batched rows."""
         limit = context_limit(self.config)
@@ -178,7 +199,8 @@ class Network:
         try:
             worst = self._compare(forward, first, branched)
         except Exception as error:  # noqa: BLE001 - any model may refuse paged rows in its own way; it then runs plain
-            return f"it refused a paged forward ({error!r})"
+            said = " ".join(str(error).split())[:160].rstrip(".")
+            return f"it refused a paged forward ({type(error).__name__}: {said})"
         if worst <= self.tolerance:
             return None
         return f"paged and plain forwards differ by {worst:.1e} (at most {self.tolerance:.0e})"

@@ -62,6 +62,11 @@ class Pool:
             self.slots = size
         return self.buffers[index]
 
+    @property
+    def complete(self) -> bool:
+        """Whether the buffers hold every slot handed out: a forward leaves them where they are."""
+        return bool(self.buffers) and self.buffers[-1].shape[0] >= self._fresh
+
     def gather(self, buffer: torch.Tensor, slots: torch.Tensor, *, place: int = 0) -> torch.Tensor:
         """buffer[slots], written over the last answer in this `place`: fresh memory would cost more than the copy."""
         size = slots.numel() * buffer[0].numel()
