@@ -15,57 +15,21 @@ import numpy as np
 import pytest
 
 from alignstar import cli
-from alignstar.aligner import Aligner
 from alignstar.bench import frontier_world
-from alignstar.bench.frontier import Draw, Point, Run, measure
+from alignstar.bench.frontier import Draw, Point, Run
 from alignstar.bench.frontier_claims import CLAIMS, bootstrap, draws_for, expected_best, findings
+from alignstar.bench.frontier_draws import measure_after
 from alignstar.bench.frontier_picture import Axis, picture
-from alignstar.bench.frontier_plans import POOLED, WORKS, Plan, chosen, plans
-from alignstar.bench.frontier_world import Counted, World, rewards_by_name, world_of
+from alignstar.bench.frontier_plans import WORKS, Plan, chosen, plans
+from alignstar.bench.frontier_world import Counted
 from alignstar.errors import OptionError
 from alignstar.methods import METHODS
-from alignstar.models.toy import ToyCodec, ToyModel, ToyReward
-from alignstar.models.toy_value import ToyValue
+from alignstar.models.toy import ToyModel
 from alignstar.sampling import Noise, Sampling
-from alignstar.types import Message, Prompt
+from alignstar.types import Reply
+from frontier_worlds import BETA, V, measured, toy_world
 
-V, TOKENS = 6, 6
-BETA = 0.5
-SCALE = {"source": (0.5, 0.3), "target": (0.4, 0.2)}
-SOURCE, TARGET = ToyReward(seed=3, declared=True), ToyReward(seed=4, declared=True)
 CLAIM_KEYS = {"claim", "what", "reached", "certain"}
-
-
-def true(message: str, reply: str, complete: bool) -> dict[str, float]:
-    """The learned rewards, to one figure: ties are common."""
-    prompt = Prompt(messages=(Message(role="user", content=message),), text=message, ids=())
-    rewards = {"source": SOURCE, "target": TARGET}
-    return {name: round(reward.value(prompt, reply, complete), 1) for name, reward in rewards.items()}
-
-
-def toy_world(prompts: int = 2) -> World:
-    base = Aligner(
-        sft=ToyModel.random(1, V, eos_weight=0.3),
-        baseline=ToyModel.random(2, V, eos_weight=0.3),
-        reward=TARGET,
-        baseline_reward=SOURCE,
-        value=ToyValue.random(5),
-        codec=ToyCodec(V),
-    )
-    rewards = rewards_by_name(SOURCE, TARGET, scale=SCALE)
-    return world_of(
-        base,
-        rewards,
-        prompts=["AB", "C", "BA", "DD"][:prompts],
-        true=true,
-        max_new_tokens=TOKENS,
-        beta=BETA,
-        rm_weight=0.5,
-    )
-
-
-def measured(plan: Plan, *, prompts: int = 2, seeds: int = 1) -> Point:
-    return asyncio.run(measure(toy_world(prompts), plan, seeds=seeds))
 
 
 def plan_of(label: str, at: str = "", work: str = "direct") -> Plan:
@@ -159,7 +123,13 @@ def test_an_interval_of_a_figure_is_over_prompts():
 
 
 def draws(*learned: float, tokens: int = 20, true: float = 0.0) -> tuple[Draw, ...]:
-    return tuple(Draw(tokens=tokens, learned=x, true={"source": true, "target": true}) for x in learned)
+    return tuple(
+        Draw(
+            reply=Reply(text=f"{x}", complete=True), tokens=tokens, learned=x, surprise=3.0,
+            true={"source": true, "target": true},
+        )
+        for x in learned
+    )  # fmt: skip
 
 
 def test_tokens_saved_are_read_off_the_curve_of_best_of_n():
@@ -251,15 +221,6 @@ def test_the_group_that_is_worst_off_may_be_another_one():
 # On a toy world
 
 
-def test_rewards_are_held_to_their_spread_and_pooled_in_one_unit():
-    rewards = rewards_by_name(SOURCE, TARGET, scale={"source": (0.5, 0.1), "target": (0.0, 0.1)})
-    assert rewards["source"].range == pytest.approx((0.1, 0.9))
-    assert rewards["target"].range == pytest.approx((0.0, 0.4))
-    assert rewards["min"].range == pytest.approx((-4.0, 4.0))
-    for share in POOLED:
-        assert rewards[f"pooled {share:g}"].range == pytest.approx((-4.0 * share, 4.0))
-
-
 def test_a_counted_model_is_the_model_and_counts_what_is_drawn():
     model = ToyModel.random(1, V)
     counted = Counted(model)
@@ -310,7 +271,10 @@ def every() -> list[Point]:
     world = toy_world()
 
     async def run_all() -> list[Point]:
-        return [await measure(world, plan, seeds=2) for plan in plans(beta=BETA, quick=True, value=True)]
+        points: list[Point] = []
+        for plan in plans(beta=BETA, quick=True, value=True):
+            points.append(await measure_after(world, plan, points, seeds=2))
+        return points
 
     return asyncio.run(run_all())
 
@@ -394,6 +358,8 @@ def test_the_command_prints_and_writes(
     }  # fmt: skip
     assert len(told["runs"]) == len(plans(beta=BETA, quick=True, value=True))
     assert {claim["claim"] for claim in told["claims"]} == set(CLAIMS)
+    assert told["shared"]["weights"] == {"source": 0.75, "target": 0.25}
+    assert told["shared"]["calibrated"]["target"] == {"slope": 0.25, "intercept": 0.4, "explained": 1.0, "n": 2}
     assert ET.fromstring(svg.read_text()).tag.endswith("svg")
 
 

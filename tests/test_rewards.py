@@ -15,7 +15,7 @@ from alignstar.errors import OptionError, RewardError
 from alignstar.meter import Meter, metering
 from alignstar.models.toy import ToyCodec, ToyModel, letters_to_ids
 from alignstar.rewards import Reward, Scorer
-from alignstar.rewards.combine import WeightedSum, clip, sigmoid, standardise
+from alignstar.rewards.combine import WeightedSum, affine, clip, sigmoid, standardise
 from alignstar.rewards.function import FunctionReward, load_function
 from alignstar.rewards.implicit import ImplicitReward
 from alignstar.rewards.rules import diversity, keywords, length, regex, rep_n, repetition
@@ -125,6 +125,8 @@ def test_rules_stay_in_their_range(text: str) -> None:
         partial(WeightedSum, []),
         partial(WeightedSum, [(math.inf, Fixed())]),
         partial(standardise, Fixed(), 0.0, 0.0),
+        partial(affine, Fixed(), 0.0, 1.0),
+        partial(affine, Fixed(), 1.0, math.nan),
         partial(clip, Fixed(), 1.0, 1.0),
         partial(clip, Fixed(), -math.inf, 1.0),
         partial(sigmoid, Fixed(), -1.0),
@@ -145,6 +147,7 @@ def test_bad_values_are_refused_in_one_sentence(make: Callable[[], object]) -> N
 def test_combinations_compute_what_they_say() -> None:
     assert run(WeightedSum([(2, Fixed(1, 3)), (-0.5, Fixed(4, 2))]), "a", "b") == [0, 5]
     assert run(standardise(Fixed(1, 3), 1, 4), "a", "b") == [0, 0.5]
+    assert run(affine(Fixed(1, -3), 2, 4), "a", "b") == [6, -2]
     assert run(clip(Fixed(-2, 0.5, 9), -1, 1), "a", "b", "c") == [-1, 0.5, 1]
     assert run(sigmoid(Fixed(0, 2, -2), 2), "a", "b", "c") == pytest.approx([0.5, 1 / (1 + math.exp(-1)), 0.2689414])
     assert run(sigmoid(Fixed(-1e9, 1e9)), "a", "b") == [0, 1]
@@ -156,6 +159,8 @@ def test_ranges_come_from_the_parts() -> None:
     assert WeightedSum([(2, one), (1, free)]).range is None
     assert standardise(two, 1, 3).range == (-1, 1)
     assert standardise(free, 1, 3).range is None
+    assert affine(two, 0.5, 1).range == (0, 3)
+    assert affine(free, 0.5, 1).range is None
     assert clip(free, -1, 1).range == (-1, 1)
     assert clip(two, -1, 9).range == (-1, 4)
     assert sigmoid(free).range == (0, 1)
@@ -166,6 +171,7 @@ numbers = st.floats(-1e3, 1e3)
 steps = st.lists(
     st.one_of(
         st.tuples(st.just(standardise), st.tuples(numbers, st.floats(0.01, 100))),
+        st.tuples(st.just(affine), st.tuples(st.floats(0.01, 100), numbers)),
         st.tuples(st.just(clip), st.tuples(st.floats(-9, -1e-3), st.floats(1e-3, 9))),
         st.tuples(st.just(sigmoid), st.tuples(st.floats(0.01, 100))),
         st.tuples(st.just(lambda reward, weight: WeightedSum([(weight, reward), (0.3, reward)])), st.tuples(numbers)),
@@ -187,7 +193,7 @@ def test_no_score_leaves_its_range(low: float, width: float, at: float, chain: l
 
 def test_nan_becomes_the_minimum_only_in_the_end() -> None:
     nan = Fixed(math.nan, 0.5)
-    for inner in (clip(nan, -1, 1), sigmoid(nan), standardise(nan, 0, 1), WeightedSum([(1, nan)])):
+    for inner in (clip(nan, -1, 1), sigmoid(nan), standardise(nan, 0, 1), affine(nan, 2, 1), WeightedSum([(1, nan)])):
         assert math.isnan(run(inner, "a", "b")[0])
 
     def scored(reward: Reward) -> tuple[list[float], int]:

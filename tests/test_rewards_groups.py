@@ -14,7 +14,7 @@ from alignstar.methods.transfer_q import transfer_q
 from alignstar.models.toy import ToyModel, ToyReward
 from alignstar.rewards import Scorer
 from alignstar.rewards.combine import clip
-from alignstar.rewards.game import play, worst_weights
+from alignstar.rewards.game import play, weights_over_prompts, worst_weights
 from alignstar.rewards.groups import game, pointwise_min, soft_min, weighted_for
 from alignstar.rewards.limits import reading
 from alignstar.sampling import Noise, Sampling, logsumexp
@@ -115,6 +115,49 @@ def test_the_game_is_solved_for_any_number_of_groups_and_strength():
             rewards = np.round(rewards)
         log_base = np.log(rng.dirichlet(np.ones(n)))
         assert worst_weights(log_base, rewards, beta).gap <= 1e-9 * max(float(np.ptp(rewards)), 1e-9)
+
+
+def test_over_prompts_a_group_may_lose_here_what_it_gains_there():
+    """The sole answer that pleases both a little loses to answers that please one of them wholly, each in its turn."""
+    there = np.array([[[1.0, 0.0], [0.3, 0.3]], [[5.0, 6.0], [5.3, 5.3]]])
+    log_base, beta = np.zeros((2, 2)), 0.1
+    solved = worst_weights(log_base, there, beta)
+    assert solved.weights == pytest.approx([0.5, 0.5])
+    odds = np.exp((0.5 - 0.3) / beta)
+    assert solved.expected == pytest.approx([2.5 + (0.5 * odds + 0.3) / (odds + 1)] * 2)
+    assert solved.dual == pytest.approx(2.5 + beta * np.log((odds + 1) / 2) + 0.3)
+
+
+def test_the_game_over_prompts_is_the_mean_of_theirs_and_its_solution_the_least():
+    rng = np.random.default_rng(7)
+    for _ in range(10):
+        prompts, n, beta = int(rng.integers(1, 5)), int(rng.integers(2, 8)), float(rng.uniform(0.05, 2.0))
+        rewards = rng.normal(size=(prompts, n, 2))
+        log_base = np.log(rng.dirichlet(np.ones(n), size=prompts))
+        solved = worst_weights(log_base, rewards, beta)
+        assert solved.gap < 1e-9
+        for first in np.linspace(0.0, 1.0, 11):
+            weights = np.array([first, 1.0 - first])
+            told = play(log_base, rewards, weights, beta)
+            alone = [play(base, r, weights, beta) for base, r in zip(log_base, rewards, strict=True)]
+            assert told.dual == pytest.approx(np.mean([one.dual for one in alone]))
+            assert told.expected == pytest.approx(np.mean([one.expected for one in alone], axis=0))
+            assert solved.dual <= told.dual + 1e-9
+        twice = worst_weights(np.tile(log_base, (2, 1)), np.tile(rewards, (2, 1, 1)), beta)
+        assert twice.weights == pytest.approx(solved.weights, abs=1e-5)
+
+
+def test_prompts_with_fewer_usable_draws_count_as_much():
+    rng = np.random.default_rng(3)
+    full = rng.normal(size=(3, 4, 2))
+    ragged = [full[0], full[1][:2], full[2], np.full((3, 2), np.nan)]
+    blind = np.concatenate([full[1][:2], [[np.nan, 9.0], [9.0, -np.inf]]])
+    found = weights_over_prompts(ragged, 0.5)
+    assert weights_over_prompts([full[0], blind, full[2]], 0.5) == pytest.approx(found)
+    doubled = np.stack([full[0], np.concatenate([full[1][:2], full[1][:2]]), full[2]])
+    assert worst_weights(np.zeros((3, 4)), doubled, 0.5).weights == pytest.approx(found, abs=1e-6)
+    with pytest.raises(OptionError, match="None of 1 prompts has a response that every group can judge"):
+        weights_over_prompts(ragged[3:], 0.5)
 
 
 # Rewards of groups

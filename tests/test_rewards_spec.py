@@ -88,6 +88,7 @@ def test_weights_and_transformations() -> None:
     assert isinstance(build("2*dir"), WeightedSum)
     assert build("dir|clip:-1,1", "rule:length?max_words=5").range == (-1, 2)
     assert score("a", "dir|standardise:1,4|sigmoid:0.25") == pytest.approx(1 / (1 + 2.718281828**-1))
+    assert score("a", "2*dir|affine:0.5,-1.25|clip:-1,1") == pytest.approx(2 * (0.5 * 2 - 1.25))
     single = build_reward(parse_reward("dir"), open_classifier_reward=Opened, implicit=Opened)
     assert single.name == "dir"
 
@@ -107,10 +108,11 @@ def test_weights_and_transformations() -> None:
         ("rule:repetition?plus_one=1", "true or false"),
         ("dir?beta=1", "Known: output"),
         ("dir?weights=a,b", "cannot be read"),
-        ("dir|squash:1", "Known: standardise, clip, sigmoid"),
+        ("dir|squash:1", "Known: affine, standardise, clip, sigmoid"),
         ("dir|clip:1", "takes 2 numbers"),
         ("dir|clip:a,b", "cannot be read"),
         ("dir|clip:1,-1", "clip:1.0,-1.0"),
+        ("dir|affine:-2,1", "affine:-2.0,1.0 needs a finite slope above 0"),
         ("nan*dir", "Known: output"),
         ("python:nowhere:f", "cannot be imported"),
         ("python:nowhere", "module:function"),

@@ -18,7 +18,7 @@ from alignstar.bench.frontier_plans import WORKS, Plan
 from alignstar.bench.frontier_world import World
 from alignstar.evaluate.statistics import Interval, mean_interval
 from alignstar.rewards import Scorer
-from alignstar.types import Response
+from alignstar.types import Reply, Response
 
 TOGETHER = 512
 """Rows drawn at once over all prompts, about."""
@@ -30,11 +30,16 @@ KLKind: TypeAlias = Literal["exact", "estimate", "bound"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draw:
-    """One of the responses among which best-of-n chose: its tokens, the learned reward and the true ones by taste."""
+    """One of the responses among which best-of-n chose: its tokens, the learned reward and the true ones by taste.
 
+    `surprise` is -log pi_sft of it [nats].
+    """
+
+    reply: Reply
     tokens: int
     learned: float
     true: Mapping[str, float]
+    surprise: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,7 +202,7 @@ def _run(world: World, plan: Plan, repeat: int, prompt: int, response: Response,
         lm_tokens=response.usage.lm_tokens,
         rm_tokens=response.usage.rm_tokens,
         generated=world.sft.generated[_seed(repeat, prompt)],
-        draws=_draws(world, plan, message, response) if plan.label == "best-of-n" else (),
+        draws=_draws(world, plan, message, response) if plan.keeps_the_best else (),
     )
 
 
@@ -210,9 +215,11 @@ def _draws(world: World, plan: Plan, message: str, response: Response) -> tuple[
         reply = scorer.reply(candidate.ids)
         made.append(
             Draw(
+                reply=reply,
                 tokens=len(candidate.ids),
                 learned=candidate.score,
                 true=world.true(message, reply.text, reply.complete),
+                surprise=-candidate.logp,
             )
         )
     return tuple(made)

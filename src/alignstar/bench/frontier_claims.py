@@ -247,8 +247,13 @@ def _kept(plain: Point, full: Point, distilled: Point) -> Finding:
 
 
 FAMILIES: Mapping[str, tuple[str, ...]] = {
-    "cd-minus": ("cd-minus, min", "maxmin game"),
-    "best-of-n": ("best-of-n, min", "best-of-n, game"),
+    "cd-minus": ("cd-minus, maxmin weights", "cd-minus, min", "maxmin game"),
+    "best-of-n": (
+        "best-of-n, maxmin weights",
+        "best-of-n, game",
+        "best-of-n, min",
+        "best-of-n, min standardised",
+    ),
 }
 """How pooled rewards are decoded -> the labels of what is fair and decodes in the same way."""
 

@@ -29,8 +29,11 @@ QUICK_ROLLOUTS: Mapping[str, Any] = {"k": 2, "rollout_len": 4}
 MOST_ROWS = 1000
 """Speculative Rejection's own limit."""
 
-GAME_BETA = 0.5
-"""Strength of the game that weighs the groups once per prompt."""
+GROUPS_ALPHA = 0.1
+"""Strength of what searches for groups, whose rewards are ratings in [0, 1]."""
+
+GAME_BETA, WEIGHTS_BETA = 0.05, 0.03
+"""Strengths of the games that weigh the groups, once per prompt and once for all: those best on tuning prompts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +66,11 @@ class Plan:
         """How many rows Speculative Rejection begins with, for a prompt of this length."""
         memory = Memory(budget=self.options["budget"], prompt=prompt_tokens, shared=True)
         return memory.rows(self.options["headroom"], MOST_ROWS)
+
+    @property
+    def keeps_the_best(self) -> bool:
+        """Whether it is best-of-n that keeps the draw of the highest reward."""
+        return self.method == "best-of-n" and "selection" not in self.options
 
     @property
     def one_strength(self) -> bool:
@@ -291,21 +299,22 @@ def _groups(quick: bool) -> list[Plan]:
     With one greedy rollout the smallest value of the groups is the value of the smallest reward, hence no row for it.
     """
     rollouts = QUICK_ROLLOUTS if quick else ROLLOUTS
-    cd_minus = {**preset("cd-minus").options, **rollouts, "alpha": 0.5}
+    cd_minus = {**preset("cd-minus").options, **rollouts, "alpha": GROUPS_ALPHA}
     shares = (0.5,) if quick else POOLED
-    rewards = [*(f"pooled {share:g}" for share in shares), "min"]
+    rewards = [*(f"pooled {share:g}" for share in shares), "maxmin weights", "min"]
     searched = [
         Plan(
-            work="groups", label=f"cd-minus, {reward}", method="transfer-q", reward=reward, at="alpha=0.5",
-            options=cd_minus,
+            work="groups", label=f"cd-minus, {reward}", method="transfer-q", reward=reward,
+            at=f"alpha={GROUPS_ALPHA:g}", options=cd_minus,
         )
         for reward in rewards
     ]  # fmt: skip
     game = Plan(
-        work="groups", label="maxmin game", method="maxmin", reward="min", at="alpha=0.5",
-        options={"model": "sft", **rollouts, "alpha": 0.5, "aggregate": "game"},
+        work="groups", label="maxmin game", method="maxmin", reward="min", at=f"alpha={GROUPS_ALPHA:g}",
+        options={"model": "sft", **rollouts, "alpha": GROUPS_ALPHA, "aggregate": "game"},
     )  # fmt: skip
-    drawn = [p for reward in (*rewards, "game") for p in _drawn("groups", (4,) if quick else (64,), reward)]
+    sizes = (4,) if quick else (64,)
+    drawn = [p for reward in (*rewards, "game", "min standardised") for p in _drawn("groups", sizes, reward)]
     n = 4 if quick else 16
     best = Plan(
         work="groups", label="best-policy", method="best-policy", reward="min", at=f"n={n}", options={"n": n},

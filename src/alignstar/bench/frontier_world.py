@@ -1,19 +1,21 @@
 """The models, rewards and prompts of `bench frontier`: one pair of language models, one engine, a reward per name.
 
 Every reward is held to four standard deviations around its mean, for every method alike: a declared range is what lets
-Transfer Q* skip candidates. Rewards of groups are standardised first. Knows names of rewards, no method.
+Transfer Q* skip candidates. Rewards of groups are then calibrated on stars that the groups gave, fair and pooled ones
+alike; `min standardised` shows what that does. Knows names of rewards, no method.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from alignstar.aligner import Aligner
-from alignstar.bench.frontier_plans import GAME_BETA, POOLED
+from alignstar.bench.frontier_plans import GAME_BETA, POOLED, WEIGHTS_BETA
+from alignstar.bench.ratings import PROMPTS, Shared, True_, shared, training_messages
 from alignstar.demo import BOUNDS, model_dir, true_reward
 from alignstar.demo import prompts as messages
 from alignstar.demo.settings import MAX_NEW_TOKENS, baseline_beta
@@ -21,16 +23,16 @@ from alignstar.loading import load
 from alignstar.models import Continuation, TokenModel, Top, Within
 from alignstar.rewards import Reward, combine, groups
 from alignstar.sampling import GREEDY, Array, IntArray, Noise, Sampling
-from alignstar.types import Ids
-
-True_: TypeAlias = Callable[[str, str, bool], Mapping[str, float]]
-"""(message, reply, complete) -> the true reward of every taste."""
+from alignstar.types import Ids, Prompt, Reply
 
 KV_TOKENS = 1 << 16
 """Positions that each model holds: what all rows of a point fill at once, and some more."""
 
 SPREAD = 4.0
 """Standard deviations to which rewards are held."""
+
+Scale: TypeAlias = Mapping[str, tuple[float, float]]
+"""By taste, mean and standard deviation of its learned reward."""
 
 
 class Counted:
@@ -78,12 +80,44 @@ class Counted:
         return await self._model.logprobs(prefix, continuation)
 
 
+class Recorded:
+    """A reward that keeps what it told."""
+
+    def __init__(self, reward: Reward) -> None:
+        self._reward = reward
+        self.name = reward.name
+        self.range = reward.range
+        self.told: dict[tuple[str, Reply], float] = {}
+
+    async def score(self, prompt: Prompt, replies: Sequence[Reply]) -> list[float]:
+        """See Reward."""
+        scores = await self._reward.score(prompt, replies)
+        self.told.update(((prompt.text, reply), score) for reply, score in zip(replies, scores, strict=True))
+        return scores
+
+
+class Retold:
+    """What a recorded reward told, once more; KeyError for what it was not asked."""
+
+    def __init__(self, recorded: Recorded) -> None:
+        self.name = recorded.name
+        self.range = recorded.range
+        self._told = recorded.told
+
+    async def score(self, prompt: Prompt, replies: Sequence[Reply]) -> list[float]:
+        """See Reward."""
+        return [self._told[prompt.text, reply] for reply in replies]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
     """What plans are decoded on. `aligners` by the name of their reward; all of them decode with `sft`.
 
+    `retold` are the rewards of `groups` once more, which tell what those of `aligners` told of a prompt and a reply.
+
     `beta` is the strength that the baseline was trained with, `rm_weight` what a token of a reward model costs in
-    tokens of the language model, by parameters.
+    tokens of the language model, by parameters. `shared` is what brought the rewards of `groups` to one scale; None
+    where they were not asked for.
     """
 
     messages: tuple[str, ...]
@@ -93,31 +127,48 @@ class World:
     max_new_tokens: int
     beta: float
     rm_weight: float = 1.0
+    shared: Shared | None = None
+    retold: Mapping[str, Reward] = field(default_factory=dict[str, Reward])
 
 
-def rewards_by_name(source: Reward, target: Reward, *, scale: Mapping[str, tuple[float, float]]) -> dict[str, Reward]:
-    """Every reward that a plan can name; `scale` has the mean and standard deviation of both."""
-    held, standard = dict[str, Reward](), list[Reward]()
-    for name, reward in (("source", source), ("target", target)):
-        mean, std = scale[name]
-        held[name] = combine.clip(reward, mean - SPREAD * std, mean + SPREAD * std)
-        standard.append(combine.standardise(held[name], mean, std))
-    pooled = {
-        f"pooled {share:g}": combine.WeightedSum([(share, standard[0]), (1.0 - share, standard[1])]) for share in POOLED
-    }
+def held(rewards: Mapping[str, Reward], scale: Scale) -> dict[str, Reward]:
+    """The rewards by taste, inside their spread."""
     return {
-        **held, **pooled, "min": groups.pointwise_min(standard), "game": groups.game(standard, beta=GAME_BETA),
+        name: combine.clip(rewards[name], mean - SPREAD * std, mean + SPREAD * std)
+        for name, (mean, std) in scale.items()
+    }
+
+
+def group_rewards(by_taste: Mapping[str, Reward], *, scale: Scale, shared: Shared) -> dict[str, Reward]:
+    """What plans of `groups` can name; the rewards are those of `held`, first source, then target."""
+    rated = [shared.calibrated[name].of(reward) for name, reward in by_taste.items()]
+    standard = [combine.standardise(reward, *scale[name]) for name, reward in by_taste.items()]
+    pooled = {
+        f"pooled {share:g}": combine.WeightedSum([(share, rated[0]), (1.0 - share, rated[1])]) for share in POOLED
+    }
+    weighted = combine.WeightedSum([(shared.weights[name], r) for name, r in zip(by_taste, rated, strict=True)])
+    return {
+        **pooled, "maxmin weights": weighted, "min": groups.pointwise_min(rated),
+        "game": groups.game(rated, beta=GAME_BETA), "min standardised": groups.pointwise_min(standard),
     }  # fmt: skip
 
 
 def world_of(
-    base: Aligner, rewards: Mapping[str, Reward], *, prompts: Sequence[str], true: True_, max_new_tokens: int,
-    beta: float, rm_weight: float = 1.0,
+    base: Aligner, by_taste: Mapping[str, Reward], *, scale: Scale, shared: Shared | None, prompts: Sequence[str],
+    true: True_, max_new_tokens: int, beta: float, rm_weight: float = 1.0,
 ) -> World:  # fmt: skip
-    """A world on the models of `base`, which keeps their engine; "target" is decoded knowing what "source" was."""
+    """A world on the models of `base`, which keeps their engine; "target" is decoded knowing what "source" was.
+
+    `by_taste` are the rewards of `held`. Without `shared` there are no rewards of groups.
+    """
     sft, baseline = base.models["sft"], base.models["baseline"]
     assert isinstance(sft, TokenModel)
     counted = Counted(sft)
+    rewards, retold = dict(by_taste), dict[str, Reward]()
+    if shared is not None:
+        recorded = {taste: Recorded(reward) for taste, reward in by_taste.items()}
+        rewards |= group_rewards(recorded, scale=scale, shared=shared)
+        retold = group_rewards({taste: Retold(one) for taste, one in recorded.items()}, scale=scale, shared=shared)
     aligners = {
         name: Aligner(
             sft=counted,
@@ -131,16 +182,17 @@ def world_of(
     }
     return World(
         messages=tuple(prompts), aligners=aligners, sft=counted, true=true, max_new_tokens=max_new_tokens, beta=beta,
-        rm_weight=rm_weight,
+        rm_weight=rm_weight, shared=shared, retold=retold,
     )  # fmt: skip
 
 
 def demo_world(
-    prompts: int, *, value: str | None = None, device: str = "auto", threads: int | None = None
-) -> World:  # fmt: skip
+    prompts: int, *, value: str | None = None, rated: int = PROMPTS, device: str = "auto", threads: int | None = None
+) -> World:
     """The embedded models, on the first prompts of the evaluation split, and the value head in a folder.
 
-    `threads` of torch (None: its own choice). Raises ModelError for a folder that holds no value head.
+    For rewards of groups, replies to `rated` training prompts are drawn and rated; 0: there are none. `threads` of
+    torch (None: its own choice). Raises ModelError for a folder that holds no value head.
     """
     import torch
 
@@ -158,11 +210,17 @@ def demo_world(
         kv_tokens=KV_TOKENS,
     )
     scale = {name: _scale(f"reward_{name}") for name in BOUNDS}
-    rewards = rewards_by_name(base.rewards["baseline_reward"], base.rewards["reward"], scale=scale)
+    by_taste = held({"source": base.rewards["baseline_reward"], "target": base.rewards["reward"]}, scale)
+    told = None
+    if rated:
+        told = shared(
+            base, by_taste, messages=training_messages(rated), true=_true, max_new_tokens=MAX_NEW_TOKENS,
+            beta=WEIGHTS_BETA,
+        )  # fmt: skip
     sizes = [shape_of(str(model_dir(name)), {}).parameters for name in ("reward_source", "sft")]
     return world_of(
-        base, rewards, prompts=messages("evaluation")[:prompts], true=_true, max_new_tokens=MAX_NEW_TOKENS,
-        beta=baseline_beta(), rm_weight=sizes[0] / sizes[1],
+        base, by_taste, scale=scale, shared=told, prompts=messages("evaluation")[:prompts], true=_true,
+        max_new_tokens=MAX_NEW_TOKENS, beta=baseline_beta(), rm_weight=sizes[0] / sizes[1],
     )  # fmt: skip
 
 

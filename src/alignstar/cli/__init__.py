@@ -26,6 +26,7 @@ COMMANDS = {
     "eval": "Compare methods by a recipe: decode its prompts, score every reply, keep all of it; goes on after a stop.",
     "judge": "Let a language model behind an endpoint compare a run's replies, pair by pair.",
     "rewardbench": "How often a reward prefers the better of two answers, by subset and section.",
+    "calibrate": "Bring a group's reward to a scale that all groups rate on, so that they can be compared.",
     "report": "What an evaluation found: one page that opens anywhere, and tables as JSON, CSV and LaTeX.",
     "train": "Train what decoding uses by a recipe file: an SFT model, a reward, a DPO baseline, a value head.",
     "layers": "Which of a model's layers tells labelled texts apart best: where to put a head, what to train.",

@@ -18,14 +18,18 @@ from alignstar.cli.progress import progress_bar
 if TYPE_CHECKING:
     from alignstar.bench.frontier import Point
     from alignstar.bench.frontier_claims import Finding
+    from alignstar.bench.frontier_world import World
     from alignstar.evaluate.statistics import Interval
 
 CAPTION = (
     "Means over prompts with 95 % bootstrap intervals, a prompt's seeds averaged first. learned: by the reward that is "
     "decoded with, held to 4 standard deviations; true: by the world's own rule. KL to the SFT model in nats: exact "
     "where no seed changes anything, ~ estimated, ≤ an upper bound. Tokens: per reply, decoded alone from a cold "
-    "start; tokens: LM + {weight:g} RM, weighted by parameters. sec.: the whole row."
+    "start; tokens: LM + {weight:g} RM, weighted by parameters. sec.: the whole row; rows of groups that keep one "
+    "of the same draws draw them once."
 )
+QUICK_RATED = 8
+"""Training prompts whose replies are rated for a look."""
 VALUE_HEAD = "package:alignstar/demo/models/value"
 KL_MARKS = {"exact": "", "estimate": "~", "bound": "≤"}
 CLAIM_CAPTIONS = {
@@ -37,8 +41,9 @@ CLAIM_CAPTIONS = {
     "judges, ties count half. Scoring passes are not counted, as in the paper.",
     "value": "gain: true reward above greedy decoding of the baseline. Tokens against one forward per position; the "
     "head itself, read off that forward, is not counted (3 % of the model's parameters).",
-    "maxmin": "A / B: A is fair, B pools the groups with that share for source. The gain is that of the lesser of the "
-    "two mean true rewards.",
+    "maxmin": "A / B: A is fair, B pools the groups with that share for source, both with rewards calibrated on stars "
+    "that each group gave to replies to training prompts (min standardised: not so). maxmin weights: one weighting for "
+    "all prompts, by the game on training prompts. The gain is that of the lesser of the two mean true rewards.",
 }
 
 
@@ -67,31 +72,33 @@ def frontier(
             check_writable(path, option=option)
     from alignstar.bench.frontier_plans import chosen, plans
     from alignstar.bench.frontier_world import demo_world
+    from alignstar.bench.ratings import PROMPTS
     from alignstar.demo.settings import baseline_beta
 
     wanted = chosen(plans(beta=baseline_beta(), quick=quick, value=True), only or [])
-    world = demo_world(2 if quick else prompts, value=value, device=device, threads=threads)
+    rated = (QUICK_RATED if quick else PROMPTS) if any(plan.work == "groups" for plan in wanted) else 0
+    world = demo_world(2 if quick else prompts, value=value, rated=rated, device=device, threads=threads)
     points: list[Point] = []
     try:
         asyncio.run(_measure(points, world, wanted, seeds))
     finally:
         # After Ctrl-C too: what is finished is shown.
         if points:
-            _finish(points, settings)
+            _finish(points, world, settings)
 
 
 async def _measure(points: list[Any], world: Any, wanted: Sequence[Any], seeds: int) -> None:
     """Fill `points`, plan by plan."""
-    from alignstar.bench.frontier import measure
+    from alignstar.bench.frontier_draws import measure_after
 
     total = len(world.messages) * sum(seeds if plan.drawn else 1 for plan in wanted)
     with progress_bar(total=total) as bar:
         for plan in wanted:
             bar.now(f"{plan.work}: {plan.label} {plan.at}")
-            points.append(await measure(world, plan, seeds=seeds, on_reply=bar.advance))
+            points.append(await measure_after(world, plan, points, seeds=seeds, on_reply=bar.advance))
 
 
-def _finish(points: Sequence[Point], settings: dict[str, Any]) -> None:
+def _finish(points: Sequence[Point], world: World, settings: dict[str, Any]) -> None:
     from alignstar.bench.frontier_claims import CLAIMS, findings
     from alignstar.bench.frontier_picture import picture
     from alignstar.bench.frontier_plans import WORKS
@@ -112,7 +119,9 @@ def _finish(points: Sequence[Point], settings: dict[str, Any]) -> None:
     if settings["out"] is not None:
         runs = [point.as_json() for point in points]
         recorded = record("frontier", settings=settings, runs=runs, threads=settings["threads"])
-        write(settings["out"], {**recorded, "claims": [finding.as_json() for finding in found]})
+        claims = [finding.as_json() for finding in found]
+        shared = None if world.shared is None else world.shared.as_json()
+        write(settings["out"], {**recorded, "shared": shared, "claims": claims})
     direct = [point for point in points if point.plan.work == "direct"]
     if settings["svg"] is not None and direct:
         drawn = picture(direct, title=f"All methods on the embedded models, {direct[0].learned().n} prompts")

@@ -1,4 +1,4 @@
-"""Rewards made of rewards: weighted sum, standardise, clip, sigmoid. Each knows its range from its parts'.
+"""Rewards made of rewards: weighted sum, affine, standardise, clip, sigmoid. Each knows its range from its parts'.
 
 NaN passes through unchanged (the Scorer decides what becomes of it). Bounds are computed by the same floating-point
 operations as scores, so that a score never leaves its range by a rounding.
@@ -74,6 +74,17 @@ class Transformed:
         low, high = self.range or (-math.inf, math.inf)
         scores = await self.reward.score(prompt, replies)
         return [x if math.isnan(x) else min(max(self._function(x), low), high) for x in scores]
+
+
+def affine(reward: Reward, slope: float, intercept: float) -> Transformed:
+    """The reward in another unit and with another zero: slope * reward + intercept.
+
+    `alignstar.rewards.calibration` finds the numbers that make a reward tell ratings. Raises OptionError unless
+    slope > 0 and both are finite.
+    """
+    if not (math.isfinite(slope) and math.isfinite(intercept) and slope > 0):
+        raise OptionError(f"affine:{slope},{intercept} needs a finite slope above 0 and a finite intercept.")
+    return Transformed(reward, f"affine[{slope:g},{intercept:g}]", lambda x: slope * x + intercept, None)
 
 
 def standardise(reward: Reward, mean: float, std: float) -> Transformed:

@@ -2,16 +2,20 @@
 
 max over policies of min over w of sum_u w_u E[r_u] - beta KL(policy || base) is, the other way round, the minimum over
 the simplex of the convex F(w) = beta log E_base[exp(sum_u w_u r_u / beta)] (Sion's theorem; Son et al. 2025,
-arXiv:2503.08796, derive it for one step). Knows neither models nor rewards.
+arXiv:2503.08796, derive it for one step). Played over several prompts at once, E is over them too and the groups have
+one weighting for all: the objective of MaxMin-RLHF (Chakraborty et al. 2024, arXiv:2402.08925), under which a group may
+lose on one prompt what it gains on another. Knows neither models nor rewards.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from alignstar.sampling import Array, logsumexp
+from alignstar.errors import OptionError
+from alignstar.sampling import Array
 
 PRECISION = 1e-12
 """The duality gap at which the search stops, as a share of the rewards' range."""
@@ -24,7 +28,8 @@ TO_THE_BOUNDARY = 0.99
 class Play:
     """A weighting [U] and how good it is.
 
-    `dual` is F(weights), `expected` [U] the groups' expected rewards under the policy that answers it.
+    `dual` is F(weights), `expected` [U] the groups' expected rewards under the policy that answers it; of several
+    prompts both are means.
     """
 
     weights: Array
@@ -38,18 +43,43 @@ class Play:
 
 
 def play(log_base: Array, rewards: Array, weights: Array, beta: float) -> Play:
-    """Answer a weighting [U]: `rewards` [n, U] and `log_base` [n] (nats, normalised or not) of n outcomes."""
+    """Answer a weighting [U]: `rewards` [n, U] and `log_base` [n] (nats, normalised or not) of n outcomes.
+
+    Of several prompts they are [prompts, n, U] and [prompts, n]; a `log_base` of -inf is no outcome.
+    """
+    log_base, rewards = _by_prompt(log_base, rewards)
     answer, total = _answer(log_base, rewards, weights, beta)
-    return Play(weights=weights, dual=beta * (total - logsumexp(log_base)), expected=answer @ rewards)
+    _, before = _answer(log_base, rewards, np.zeros_like(weights), beta)
+    return Play(weights=weights, dual=beta * float(np.mean(total - before)), expected=_expected(answer, rewards))
+
+
+def weights_over_prompts(drawn: Sequence[Array], beta: float) -> Array:
+    """One weighting [U] for all prompts, from the groups' rewards [draws, U] of responses drawn for each of them.
+
+    A draw that a group cannot judge (no finite reward) is left out, and so is a prompt without any other. Raises
+    OptionError where nothing is left.
+    """
+    usable = [rows[np.all(np.isfinite(rows), axis=1)] for rows in drawn]
+    kept = [rows for rows in usable if len(rows)]
+    if not kept:
+        raise OptionError(f"None of {len(drawn)} prompts has a response that every group can judge; draw more.")
+    log_base = np.full((len(kept), max(map(len, kept))), -np.inf)
+    rewards = np.zeros((*log_base.shape, kept[0].shape[1]))
+    for place, rows in enumerate(kept):
+        log_base[place, : len(rows)] = 0.0
+        rewards[place, : len(rows)] = rows
+    return worst_weights(log_base, rewards, beta).weights
 
 
 def worst_weights(log_base: Array, rewards: Array, beta: float) -> Play:
-    """The weighting that minimises F; `rewards` [n, U] must be finite. Groups with equal rewards get equal weights.
+    """The weighting that minimises F; shapes as for `play`. Groups with equal rewards get equal weights.
 
+    All rewards must be finite, and every prompt must have an outcome.
     Newton's method on the optimality conditions with the products of weights and multipliers driven to 0 (primal-dual
     interior point, Boyd and Vandenberghe 2004, 11.7).
     """
-    groups = rewards.shape[1]
+    log_base, rewards = _by_prompt(log_base, rewards)
+    groups = rewards.shape[2]
     scale = float(np.ptp(rewards)) or 1.0
     scaled, beta_scaled = (rewards - np.min(rewards)) / scale, beta / scale
     w: Array = np.full(groups, 1.0 / groups)
@@ -60,15 +90,16 @@ def worst_weights(log_base: Array, rewards: Array, beta: float) -> Play:
 
     def residual(w: Array, multipliers: Array, nu: float, mu: float) -> Array:
         answer, _ = _answer(log_base, scaled, w, beta_scaled)
-        return np.concatenate([answer @ scaled - multipliers + nu, multipliers * w - mu])
+        return np.concatenate([_expected(answer, scaled) - multipliers + nu, multipliers * w - mu])
 
     for _ in range(MAX_STEPS):
         answer, _ = _answer(log_base, scaled, w, beta_scaled)
-        gradient = answer @ scaled
+        gradient = _expected(answer, scaled)
         if gradient @ w - np.min(gradient) <= PRECISION:
             break
         mu = CENTRING * float(multipliers @ w) / groups
-        curvature = (scaled - gradient).T @ ((scaled - gradient) * answer[:, None]) / beta_scaled
+        apart = scaled - np.einsum("pn,pnu->pu", answer, scaled)[:, None, :]
+        curvature = np.einsum("pn,pnu,pnv->uv", answer, apart, apart) / len(apart) / beta_scaled
         system = np.ones((groups + 1, groups + 1))
         system[:groups, :groups] = curvature + np.diag(multipliers / w)
         system[groups, groups] = 0.0
@@ -86,11 +117,23 @@ def worst_weights(log_base: Array, rewards: Array, beta: float) -> Play:
     return play(log_base, rewards, w / np.sum(w), beta)
 
 
-def _answer(log_base: Array, rewards: Array, weights: Array, beta: float) -> tuple[Array, float]:
-    """The policy [n] proportional to base exp(sum_u w_u r_u / beta), and the log of its normaliser [nats]."""
+def _by_prompt(log_base: Array, rewards: Array) -> tuple[Array, Array]:
+    """With an axis for the prompts, also where there is one."""
+    return log_base.reshape(-1, log_base.shape[-1]), rewards.reshape(-1, *rewards.shape[-2:])
+
+
+def _answer(log_base: Array, rewards: Array, weights: Array, beta: float) -> tuple[Array, Array]:
+    """By prompt, the policy [p, n] proportional to base exp(sum_u w_u r_u / beta); the log of its normaliser [p]."""
     log_weights = log_base + rewards @ weights / beta
-    total = logsumexp(log_weights)
-    return np.exp(log_weights - total), total
+    top = np.max(log_weights, axis=1, keepdims=True)
+    shares = np.exp(log_weights - top)
+    total = np.sum(shares, axis=1, keepdims=True)
+    return shares / total, (top + np.log(total))[:, 0]
+
+
+def _expected(answer: Array, rewards: Array) -> Array:
+    """The groups' expected rewards [U], mean over prompts."""
+    return np.einsum("pn,pnu->u", answer, rewards) / len(rewards)
 
 
 def _room(at: Array, direction: Array) -> float:

@@ -19,15 +19,15 @@ SOURCE is one of
     soft_min(KAPPA[,PRIOR,PRIOR...]; LINE; LINE; ...)   a soft worst; PRIOR are the groups' weights (left out: equal)
     game(BETA[,DRAWS]; LINE; LINE; ...)   the groups weighted anew for every prompt, for the best worst group
 
-TRANSFORMATION is standardise:MEAN,STD or clip:LOW,HIGH or sigmoid[:SCALE]: from left to right, before the weight. A
-game stands alone: without weight, transformation or company. Groups hold no groups. Inside a value | & % and (in
-lists) the comma are written %7C %26 %25 %2C, inside a group ; is %3B; a line break is %0A. SHARE of the
-weights of a classifier's last layer become zero: the smallest, or with a seed those it draws. Examples:
+TRANSFORMATION is affine:SLOPE,INTERCEPT or standardise:MEAN,STD or clip:LOW,HIGH or sigmoid[:SCALE]: from left to
+right, before the weight. A game stands alone: without weight, transformation or company. Groups hold no groups. Inside
+a value | & % and (in lists) the comma are written %7C %26 %25 %2C, inside a group ; is %3B; a line break is %0A. SHARE
+of the weights of a classifier's last layer become zero: the smallest, or with a seed those it draws. Examples:
 
     models/reward?output=2|standardise:0.1,2.3|clip:-1,1
     0.5*rule:length?max_words=50
     python:my_rewards:politeness
-    min(models/a|standardise:0.1,2.3; models/b|standardise:-1,0.7)
+    min(models/a|affine:0.12,0.31; models/b|affine:0.09,0.44)
 
 Several rewards are added up. This file knows the names and builds what needs no model; opening a classifier and finding
 the models of the implicit reward are its caller's.
@@ -134,6 +134,7 @@ _OPTIONS: Mapping[Kind, tuple[str, ...]] = {
     "implicit": ("beta",),
 }
 _TRANSFORMATIONS: Mapping[str, tuple[Callable[..., Reward], tuple[int, ...]]] = {
+    "affine": (combine.affine, (2,)),
     "standardise": (combine.standardise, (2,)),
     "clip": (combine.clip, (2,)),
     "sigmoid": (combine.sigmoid, (0, 1)),
