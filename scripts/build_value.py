@@ -1,8 +1,8 @@
 """Train the embedded world's value head: Transfer Q*'s values by complete rollouts of the baseline, on its last layer.
 
-Prompts are of the training split; nothing that the demo shows or tunes on is seen. `--log FILE` keeps the rollouts, so
-that training can be tried again without them. The figures go into build.json beside the models. Knows the embedded
-world and the training functions.
+Prompts are of the training split; nothing that the demo shows or tunes on is seen. `--log FILE` keeps the rollouts as
+they are made: after a stop the same command goes on, and training can be tried again without them. The figures go into
+build.json beside the models. Knows the embedded world and the training functions.
 """
 
 from __future__ import annotations
@@ -11,11 +11,9 @@ import argparse
 import asyncio
 import json
 import os
-import pickle
 import random
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from alignstar.demo import model_dir
 from alignstar.demo.customers import message
 from alignstar.demo.settings import MAX_NEW_TOKENS, ROLLOUTS
 from alignstar.loading import load
+from alignstar.train.kept import Kept
 from alignstar.train.rollouts import Seen, valued
 from alignstar.train.value import train_value
 
@@ -45,37 +44,35 @@ def prompts(n: int) -> list[str]:
     return [message(rng, split="train").text for _ in range(n)]
 
 
-def rollouts(n: int, *, alpha: float, device: str) -> list[Seen]:
-    """Values of candidates along `n` responses, drawn by their scores so that states differ."""
+def rollouts(n: int, kept: Kept, *, alpha: float, device: str) -> list[Seen]:
+    """Values of candidates along `n` responses, drawn by their scores so that states differ; some may be `kept`."""
     asked, wide = prompts(n), min(n, WIDE)
     with load(baseline=str(model_dir("baseline")), reward=str(model_dir("reward_source")), device=device) as aligner:
         return [
-            *_part(aligner, asked[:wide], start=0, alpha=alpha, **ROLLOUTS),
-            *_part(aligner, asked[wide:], start=wide, alpha=alpha, along=ALONG, **ROLLOUTS, **LIKELY),
+            *_part(aligner, asked[:wide], kept, n=n, first=0, alpha=alpha, **ROLLOUTS),
+            *_part(aligner, asked[wide:], kept, n=n, first=wide, alpha=alpha, along=ALONG, **ROLLOUTS, **LIKELY),
         ]
 
 
-def _part(aligner: Aligner, asked: list[str], *, start: int, **options: Any) -> list[Seen]:
-    """The prompts from number `start` on, each with the seed of its number."""
-    done, started = 0, time.perf_counter()
+def _part(aligner: Aligner, asked: list[str], kept: Kept, *, n: int, **options: Any) -> list[Seen]:
+    """The prompts from number `first` on, each with the seed of its number."""
+    started = time.perf_counter()
 
-    def count() -> None:
-        nonlocal done
-        done += 1
-        if done % 20 == 0:
-            print(f"{done} of {len(asked)} responses after {time.perf_counter() - started:.0f} s", flush=True)
+    def keep(number: int, seen: Sequence[Seen]) -> None:
+        kept.add(number, seen)
+        if len(kept.responses) % 20 == 0:
+            print(f"{len(kept.responses)} of {n} responses after {time.perf_counter() - started:.0f} s", flush=True)
 
-    seen = asyncio.run(
+    return asyncio.run(
         valued(
-            aligner, asked, responses=1, max_new_tokens=MAX_NEW_TOKENS, seed=SEED + start, concurrency=16,
-            on_response=count, selection="sample", **options,
+            aligner, asked, responses=1, max_new_tokens=MAX_NEW_TOKENS, seed=SEED, concurrency=16,
+            known=kept.responses, on_response=keep, selection="sample", **options,
         )
     )  # fmt: skip
-    return [replace(s, prompt=s.prompt + start) for s in seen]
 
 
 def main() -> None:
-    """Roll out, or read what was rolled out before; then train."""
+    """Roll out what is not kept from before; then train."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--log", type=Path, required=True, help="where the rollouts are kept")
     parser.add_argument("--prompts", type=int, default=800)
@@ -89,9 +86,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
-    if not given.log.exists():
-        given.log.write_bytes(pickle.dumps(rollouts(given.prompts, alpha=given.alpha, device=given.device)))
-    seen: list[Seen] = pickle.loads(given.log.read_bytes())
+    with Kept(given.log) as kept:
+        seen = rollouts(given.prompts, kept, alpha=given.alpha, device=given.device)
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(model_dir("baseline"), dtype="float32").eval()

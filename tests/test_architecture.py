@@ -23,7 +23,7 @@ TESTS_AND_SCRIPTS = sorted([*(ROOT / "tests").rglob("*.py"), *(ROOT / "scripts")
 
 # A part may import those in the lines above its own, and itself.
 LAYERS = (
-    ("types", "errors"),
+    ("types", "errors", "files"),
     ("sampling", "radix"),
     ("meter", "text"),
     ("engine", "background"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 
 from alignstar.errors import OptionError, PromptError
+from alignstar.types import Message, Prompt, Reply
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("trl")
@@ -86,6 +89,31 @@ def weights_of(folder: Path) -> Any:
 def rows_of(folder: Path, *keys: str) -> list[tuple[float, ...]]:
     log = json.loads((folder / "metrics.json").read_text())["log"]
     return [tuple(row[key] for key in keys) for row in log if keys[0] in row]
+
+
+class Alone:
+    """A reward that is asked one thing at a time: the length of the reply."""
+
+    name = "alone"
+    range = None
+    asked = 0
+
+    async def score(self, prompt: Prompt, replies: Sequence[Reply]) -> list[float]:
+        assert Alone.asked == 0, "two questions share a batch"
+        Alone.asked += 1
+        await asyncio.sleep(0)
+        Alone.asked -= 1
+        return [float(len(prompt.text) + len(reply.text)) for reply in replies]
+
+
+def test_scores_do_not_depend_on_what_else_is_scored() -> None:
+    """Rewards are asked one after another; the table is in the order of the replies."""
+    from alignstar.train.policy_run import scores_of
+
+    prompts = [Prompt(messages=(Message(role="user", content=text),), text=text, ids=(1,)) for text in ("a", "bcd")]
+    answered = [(prompts[i].messages, Reply(text="x" * n, complete=True)) for i, n in ((1, 5), (0, 2), (1, 7))]
+    table = scores_of([Alone(), Alone()], prompts)(answered)
+    assert table.tolist() == [[8.0, 8.0], [3.0, 3.0], [10.0, 10.0]]
 
 
 def test_every_prompt_comes_before_any_comes_again() -> None:
@@ -218,6 +246,27 @@ def test_a_row_without_a_prompt_is_refused_with_its_line(base: Path, tmp_path: P
     (tmp_path / "p.jsonl").write_text('{"prompt": "Hello"}\n{"question": 1}\n')
     with pytest.raises(PromptError, match=r"p\.jsonl, line 2"):
         train_policy(recipe(base, tmp_path / "out", data=str(tmp_path / "p.jsonl")))
+    turns = [{"role": role, "content": "Hello"} for role in ("user", "assistant", "user")]
+    (tmp_path / "p.jsonl").write_text('{"prompt": "Hello"}\n' + json.dumps({"messages": turns}))
+    with pytest.raises(PromptError, match=r"p\.jsonl, line 2: A conversation of 3 messages needs a chat template"):
+        train_policy(recipe(base, tmp_path / "out", data=str(tmp_path / "p.jsonl")))
+
+
+def long_rows() -> list[dict[str, str]]:
+    return [*rows(), {"prompt": "long " * 30}]
+
+
+def test_prompts_without_room_for_a_response_are_left_out_and_counted(base: Path, tmp_path: Path) -> None:
+    from alignstar.train.policy_run import train_policy
+
+    told: list[tuple[str, int, int]] = []
+    made = recipe(base, tmp_path / "out", data=f"python:{__name__}:long_rows", max_steps=1)
+    outcome = train_policy(made, watcher=Ends(), on_progress=lambda *progress: told.append(progress))
+    assert outcome.left_out == {"leave no room for a response": 1}
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["prompts"] == 3
+    assert told == [("responses to scale by", 8, 12), ("responses to scale by", 12, 12)]
+    with pytest.raises(OptionError, match="None of 3 prompts leaves room for max_new_tokens=95"):
+        train_policy(recipe(base, tmp_path / "none", max_new_tokens=95))
 
 
 def test_a_reward_that_has_changed_is_not_gone_on_with(base: Path, tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def test_states_are_read_at_each_texts_last_token(tmp_path: Path) -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(sft).eval()
     texts = [(5, 6, 7), (5, 6), (9,), (5, 6, 8, 4, 3, 2), tuple(range(3, 40))]
     seen = [Seen(state=text, token=3, reward=0.0, ended=True, prompt=0) for text in texts]
-    data = examples(model, 2, 4, seen, name="sft", on_forward=lambda _: None)
+    data = examples(model, 2, 4, seen, name="sft")
     with torch.inference_mode():
         for i, text in enumerate(texts):
             alone = model.model(input_ids=torch.tensor([text])).last_hidden_state[0, -1]
@@ -205,6 +205,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("world")
     checkpoints.language_model(root / "model", seed=0)
     (root / "prompts.txt").write_text("Where?\nIt drips\nA tap\n")
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    (root / "turns.jsonl").write_text('{"prompt": "Where?"}\n' + json.dumps({"messages": turns}))
+    (root / "bad.jsonl").write_text('{"prompt": "Where?"}\n{"question": "Why?"}\n')
     return root
 
 
@@ -227,13 +230,17 @@ def test_from_a_recipe_to_decoding(
     changes: dict[str, Any], world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(world)
+    out = f"heads/{changes['loss']}-{changes['rank']}"
     with pytest.raises(SystemExit) as ended:
-        main(["train", "value", written(world, out="heads/one", **changes)])
+        main(["train", "value", written(world, out=out, **changes)])
     told = capsys.readouterr()
     assert ended.value.code == 0, told.err
-    assert told.out.startswith("heads/one: loss ")
-    assert "Use it with --value heads/one" in told.out
-    with alignstar.load(baseline="model", reward=RECIPE["reward"], value="heads/one", device="cpu") as aligner:
+    assert told.out.startswith(f"{out}: loss ")
+    assert f"Use it with --value {out}" in told.out
+    assert sorted(path.name for path in Path(out).iterdir()) == [
+        "alignstar.json", "loss.svg", "metrics.json", "run.json", "value.json", "value.safetensors",
+    ]  # fmt: skip
+    with alignstar.load(baseline="model", reward=RECIPE["reward"], value=out, device="cpu") as aligner:
         method = {"method": "transfer-q", "value": "head"} if changes["rank"] else {"method": "controlled-decoding"}
         assert aligner.generate("Where?", max_new_tokens=4, **method).ids
 
@@ -246,6 +253,8 @@ def test_from_a_recipe_to_decoding(
         ({"out": "o", "loss": "mse"}, "loss='mse' must be 'fudge', 'cd-q' or 'transfer-q'; correct it."),
         ({"out": "o", "rank": -1}, "rank=-1 must be greater than or equal to 0; correct it."),
         ({"out": "o", "loss": "transfer-q", "rank": 0}, "loss=transfer-q with rank=0 would need a forward"),
+        ({"out": "o", "prompts": "bad.jsonl"}, "Prompts file 'bad.jsonl', line 2: needs an object with either"),
+        ({"out": "o", "prompts": "turns.jsonl"}, "Prompts file 'turns.jsonl', line 2: A conversation of 3 messages"),
         ({"out": "o", "prompts": "no.txt"}, "Prompts file 'no.txt' cannot be read"),
         ({"out": "o", "model": "./no"}, "'./no' does not exist"),
         ({"out": "o", "layer": 9}, "layer=9 of"),
@@ -266,6 +275,7 @@ def test_bad_recipes_are_one_sentence(
     assert ended.value.code == 2
     assert message in told
     assert told.count("\n") == 1
+    assert not Path("o").exists()
 
 
 def test_an_unknown_kind_is_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
 from alignstar.errors import OptionError
 from alignstar.evaluate.jsonl import json_line
+from alignstar.files import replacing
 
 
 class Sink(Protocol):
@@ -48,26 +48,24 @@ def json_lines_file(path: str | None, *, option: str) -> Generator[Sink]:
     check_writable(path, option=option)
     target = Path(path)
     direct = target.exists() and not target.is_file()
-    working = target if direct else target.with_name(target.name + ".partial")
-    file = working.open("w", encoding="utf-8")
-    written = 0
+    ended: BaseException | None = None
+    with nullcontext(target) if direct else replacing(target) as working, working.open("w", encoding="utf-8") as file:
+        written = 0
 
-    def write(row: Mapping[str, Any]) -> None:
-        nonlocal written
-        file.write(json_line(row) + "\n")
-        file.flush()
-        written += 1
+        def write(row: Mapping[str, Any]) -> None:
+            nonlocal written
+            file.write(json_line(row) + "\n")
+            file.flush()
+            written += 1
 
-    finished = False
-    try:
-        yield write
-        finished = True
-    finally:
-        file.close()
-        if not direct and (finished or written):
-            os.replace(working, target)
-        elif not direct:
-            working.unlink()
+        try:
+            yield write
+        except BaseException as error:
+            if not written:
+                raise
+            ended = error
+    if ended is not None:
+        raise ended
 
 
 @contextmanager

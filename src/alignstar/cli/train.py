@@ -49,9 +49,10 @@ def train(
         raise OptionError("--resume goes on with a training and --overwrite replaces it; give one of them.")
     module, _, function = KINDS[kind].partition(":")
     run: Callable[..., None] = getattr(importlib.import_module(module), function)
-    if layers is None:
-        run(Path(recipe), resume=resume, overwrite=overwrite)
-    elif kind in LAYERED:
-        run(Path(recipe), resume=resume, overwrite=overwrite, layers=layers)
-    else:
+    if layers is not None and kind not in LAYERED:
         raise OptionError(f"layers={layers!r} is for {' and '.join(LAYERED)}, not for {kind}; leave it out.")
+    try:
+        run(Path(recipe), resume=resume, overwrite=overwrite, **({} if layers is None else {"layers": layers}))
+    except KeyboardInterrupt:
+        typer.echo("Stopped. Go on from the last checkpoint with --resume.", err=True)
+        raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from alignstar.cli.progress import Bar, progress_bar
+from alignstar.cli.progress import Stages
 from alignstar.train.recipes import read_training_recipe
 
 if TYPE_CHECKING:
@@ -102,35 +101,13 @@ def _share(share: Interval) -> str:
     return f"{share.mean:.1%} [{share.low:.1%}, {share.high:.1%}]" if share.n else "none held out"
 
 
-class _Shown:
+class _Shown(Stages):
     """A bar over the texts that are read, then one over the trials."""
-
-    def __init__(self) -> None:
-        self._stack = ExitStack()
-        self._bar: Bar | None = None
-        self._done = 0
-        self._doing = ""
-
-    def __enter__(self) -> _Shown:
-        return self
-
-    def __exit__(self, *ended: object) -> None:
-        self._stack.close()
 
     def read(self, done: int, total: int) -> None:
         """So many texts are read."""
-        self._to("reading", done, total, "reading the texts")
+        self.to("reading the texts", done, total)
 
     def tried(self, done: int, total: int, trial: Trial, state: Linear) -> None:
         """A trial has a new state."""
-        self._to("trials", done, total, f"groups: {trial.groups}, likelihood {state.likelihoods[-1]:,.1f}")
-
-    def _to(self, doing: str, done: int, total: int, said: str) -> None:
-        if self._bar is None or doing != self._doing:
-            self._stack.close()
-            self._bar = self._stack.enter_context(progress_bar(total=total, done=done, remaining=True, doing=said))
-            self._doing, self._done = doing, done
-        self._bar.now(said)
-        while self._done < done:
-            self._bar.advance()
-            self._done += 1
+        self.to("trials", done, total, f"groups: {trial.groups}, likelihood {state.likelihoods[-1]:,.1f}")

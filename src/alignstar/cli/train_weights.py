@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
 
-from alignstar.cli.progress import Bar, progress_bar
+from alignstar.cli.progress import Stages
 from alignstar.train.recipes import DPORecipe, RewardRecipe, SFTRecipe, TrainingRecipe, read_training_recipe
 
 if TYPE_CHECKING:
@@ -47,12 +46,8 @@ def _train(kind: str, recipe: TrainingRecipe, *, resume: bool, overwrite: bool) 
     from alignstar.train.run import train
 
     quiet()
-    try:
-        with _Shown() as shown:
-            outcome = train(kind, recipe, resume=resume, overwrite=overwrite, watcher=shown)
-    except KeyboardInterrupt:
-        typer.echo(f"Stopped. Go on from the last checkpoint in {recipe.out} with --resume.", err=True)
-        raise
+    with _Shown() as shown:
+        outcome = train(kind, recipe, resume=resume, overwrite=overwrite, watcher=shown, on_progress=shown.to)
     for line in told(outcome, kind):
         typer.echo(line)
 
@@ -110,35 +105,24 @@ def _clock(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
 
 
-class _Shown:
+class _Shown(Stages):
     """A progress bar over steps with the last losses; a line for every look at the held-out rows."""
 
     def __init__(self) -> None:
-        self._stack = ExitStack()
-        self._bar: Bar | None = None
-        self._done = self._total = 0
+        super().__init__()
+        self._total = 0
         self._loss = ""
-
-    def __enter__(self) -> _Shown:
-        return self
-
-    def __exit__(self, *ended: object) -> None:
-        self._stack.close()
 
     def begin(self, *, total: int, done: int) -> None:
         """Draw the bar."""
-        self._total, self._done = total, done
-        self._bar = self._stack.enter_context(progress_bar(total=total, done=done, remaining=True, doing="training"))
+        self._total = total
+        self.to("training", done, total)
 
     def stepped(self, step: int, values: Mapping[str, float]) -> None:
         """One more, or what the last ones lost."""
-        assert self._bar is not None, "a training begins before its first step"
         if "loss" in values:
             self._loss = f"loss {values['loss']:.4g}"
-            self._bar.now(self._loss)
-        while self._done < step:
-            self._bar.advance()
-            self._done += 1
+        self.to("training", step, self._total, self._loss)
 
     def looked(self, step: int, values: Mapping[str, float]) -> None:
         """Leave a line."""

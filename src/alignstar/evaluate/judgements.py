@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, cast
 from alignstar.evaluate.judge import Judged, Judgement, Orders, Scores
 from alignstar.evaluate.statistics import Interval
 from alignstar.evaluate.summary import jsonable
+from alignstar.files import replace_text
 
 FILE = "judge.json"
 
@@ -45,9 +45,7 @@ class Judgements:
 
 def write_judgements(judged: Judgements, folder: Path) -> None:
     """Keep them in a run's folder; what was there is replaced, a reader sees the old file or the new one."""
-    working = folder / f"{FILE}.partial"
-    working.write_text(json.dumps(judged.as_json(), ensure_ascii=False, indent=1, allow_nan=False) + "\n", "utf-8")
-    os.replace(working, folder / FILE)
+    replace_text(folder / FILE, json.dumps(judged.as_json(), ensure_ascii=False, indent=1, allow_nan=False) + "\n")
 
 
 def read_judgements(folder: Path) -> Judgements | None:

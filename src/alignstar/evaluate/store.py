@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -19,6 +18,7 @@ from typing import Any
 
 from alignstar.errors import OptionError
 from alignstar.evaluate.units import DATABASE, DESCRIPTION, EXPORT, Run, Unit, unit_from_json, unit_to_json
+from alignstar.files import replace_text, replacing
 
 LOCK = "run.lock"
 
@@ -97,17 +97,9 @@ class Store:
         """Write the run as JSON beside the database; a reader sees the old files or the new ones."""
         run = read_run(self.folder / DATABASE)
         described = {"recipe": run.recipe, "environment": run.environment}
-        _replace(self.folder / DESCRIPTION, iter([json.dumps(described, ensure_ascii=False, indent=1)]))
-        _replace(self.folder / EXPORT, map(unit_to_json, run.units))
-
-
-def _replace(target: Path, lines: Iterator[str]) -> None:
-    working = target.with_name(target.name + ".partial")
-    with working.open("w", encoding="utf-8") as file:
-        file.writelines(line + "\n" for line in lines)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(working, target)
+        replace_text(self.folder / DESCRIPTION, json.dumps(described, ensure_ascii=False, indent=1) + "\n")
+        with replacing(self.folder / EXPORT) as working, working.open("w", encoding="utf-8") as file:
+            file.writelines(unit_to_json(unit) + "\n" for unit in run.units)
 
 
 @dataclass(frozen=True, slots=True)

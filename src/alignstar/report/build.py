@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,6 +13,7 @@ from typing import Any
 from alignstar.evaluate.judgements import Judgements
 from alignstar.evaluate.summary import Summary, summarise
 from alignstar.evaluate.units import Run, Unit, unit_to_json
+from alignstar.files import replacing
 from alignstar.report.browser import embedded
 from alignstar.report.compose import all_intervals, compose, tables
 from alignstar.report.render import render
@@ -53,19 +53,14 @@ def _copying(target: Path) -> Generator[Callable[[Iterable[Unit]], Iterator[Unit
 
     The file is there after the block, unless the block fails.
     """
-    working = target.with_name(target.name + ".partial")
 
     def copied(units: Iterable[Unit]) -> Iterator[Unit]:
         for unit in units:
             file.write(unit_to_json(replace(unit, steps=(), response_ids=())) + "\n")
             yield unit
 
-    try:
-        with working.open("w", encoding="utf-8") as file:
-            yield copied
-        os.replace(working, target)
-    finally:
-        working.unlink(missing_ok=True)
+    with replacing(target) as working, working.open("w", encoding="utf-8") as file:
+        yield copied
 
 
 def _json(run: Run, summary: Summary, counted: Survey, chosen: Chosen, judged: Judgements | None) -> str:

@@ -33,12 +33,17 @@ def whole_model(source: str) -> str:
 
 def row_limit(path: str, recipe: TrainingRecipe) -> int:
     """The most tokens of a row: as the recipe says, never more than the model reads."""
+    context = context_of(path)
+    return recipe.max_length if context is None else min(recipe.max_length, context)
+
+
+def context_of(path: str) -> int | None:
+    """The most tokens that a model reads; None where it does not say. Raises ModelError for no configuration."""
     try:
         config: Any = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise ModelError(f"model={recipe.model!r} has no configuration that can be read: {_first(error)}.") from error
-    context = context_limit(config.get_text_config())
-    return recipe.max_length if context is None else min(recipe.max_length, context)
+        raise ModelError(f"model={path!r} has no configuration that can be read: {_first(error)}.") from error
+    return context_limit(config.get_text_config())
 
 
 def device_of(recipe: TrainingRecipe) -> str:

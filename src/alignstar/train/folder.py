@@ -7,7 +7,6 @@ last, after the weights, `metrics.json` and `loss.svg`: only where it stands the
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import sqlite3
@@ -20,6 +19,7 @@ from alignstar import __version__
 from alignstar.errors import OptionError
 from alignstar.evaluate.jsonl import json_line
 from alignstar.evaluate.plan import refuse_other
+from alignstar.files import replace_text
 
 BEGUN, FINISHED, METRICS, PLOT, CHECKPOINTS, LOCK = (
     "run.json", "alignstar.json", "metrics.json", "loss.svg", "checkpoints", "run.lock",
@@ -130,16 +130,6 @@ def _step_of(checkpoint: Path) -> int | None:
         return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["global_step"]
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-
-
-def replace_text(target: Path, text: str) -> None:
-    """Write a file so that a reader sees the old one or the new one, whole."""
-    working = target.with_name(target.name + ".partial")
-    with working.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(working, target)
 
 
 def _indented(values: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ Knows one model and its tokenizer. Decoding methods live elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -48,10 +48,11 @@ def generate_after(
     max_new_tokens: int = 64,
     seed: int = 0,
     batch_size: int = 256,
+    on_answers: Callable[[int], None] = lambda done: None,
 ) -> list[tuple[Ids, bool]]:
     """As `generate_answers`, from and to token ids: what follows each prompt up to the end-of-turn token, if it ended.
 
-    That token is left out.
+    That token is left out. `on_answers` is told how many there are so far.
     """
     model.eval()
     end = cast("int", tokenizer.eos_token_id)
@@ -75,4 +76,5 @@ def generate_after(
             for i, row in zip(chunk, out.tolist(), strict=True):
                 ended = end in row
                 answers[i] = (tuple(row[: row.index(end)] if ended else row), ended)
+            on_answers(start + len(chunk))
     return answers

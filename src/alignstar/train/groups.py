@@ -9,7 +9,6 @@ mathematics is in `mixture.py` and `search.py`.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,11 +19,12 @@ import numpy as np
 from alignstar.errors import FailedError
 from alignstar.evaluate.rows import Example
 from alignstar.evaluate.statistics import Interval
+from alignstar.files import replace_text, replacing
 from alignstar.models.hf.network import context_limit
 from alignstar.sampling import Array
 from alignstar.train.backbone import open_backbone, read_states, save_rewards
 from alignstar.train.encode import Reader
-from alignstar.train.folder import STATE, replace_text
+from alignstar.train.folder import STATE
 from alignstar.train.linear import space_of
 from alignstar.train.mixture import State, Votes, cast_votes
 from alignstar.train.mixture_report import accuracy, agreement, described
@@ -164,12 +164,8 @@ class Checkpoints:
 
     def keep_states(self, states: Array) -> None:
         """Store them."""
-        working = self.folder / (STATES + ".partial")
-        with working.open("wb") as file:
+        with replacing(self.folder / STATES) as working, working.open("wb") as file:
             np.save(file, states)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(working, self.folder / STATES)
         replace_text(self.folder / STATE, json.dumps({"global_step": FIRST}))
 
     def trials(self) -> dict[str, Linear]:

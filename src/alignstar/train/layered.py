@@ -19,6 +19,7 @@ from alignstar.layers.states import Pool, layer_variabilities
 from alignstar.layers.variability import star_of
 from alignstar.train.encode import EncodedPair
 from alignstar.train.labelled import of_pairs
+from alignstar.train.settings import OnProgress, untold
 
 MEASURED = 1000
 """Most pairs on which l* is measured."""
@@ -66,13 +67,14 @@ def layered(
     *,
     tokenizer: PreTrainedTokenizerBase,
     pool: Pool = "mean",
+    on_progress: OnProgress = untold,
 ) -> Layered:
     """`model` itself, cut and frozen as the choice says; `pool` is how a text's state is taken where l* is measured.
 
     Raises OptionError for layers that the model has not.
     """
     layers: int = model.base_model.config.num_hidden_layers
-    nu = _measured(model, pairs, tokenizer, pool) if needs_star(choice) else ()
+    nu = _measured(model, pairs, tokenizer, pool, on_progress) if needs_star(choice) else ()
     band = band_of(choice, layers=layers, star=star_of(nu) if nu else None)
     made = prepare(model, band)
     return Layered(
@@ -81,8 +83,11 @@ def layered(
 
 
 def _measured(
-    model: Any, pairs: Sequence[EncodedPair], tokenizer: PreTrainedTokenizerBase, pool: Pool
+    model: Any, pairs: Sequence[EncodedPair], tokenizer: PreTrainedTokenizerBase, pool: Pool, on_progress: OnProgress
 ) -> tuple[float, ...]:
     found = of_pairs(pairs[:: -(-len(pairs) // MEASURED)])
-    nu = layer_variabilities(model, found.texts, found.labels, special=tokenizer.all_special_ids, pool=pool)
+    nu = layer_variabilities(
+        model, found.texts, found.labels, special=tokenizer.all_special_ids, pool=pool,
+        on_texts=lambda done: on_progress("measuring layers", done, len(found.texts)),
+    )  # fmt: skip
     return tuple(nu.tolist())

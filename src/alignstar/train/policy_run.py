@@ -21,14 +21,13 @@ from alignstar.background import BACKGROUND
 from alignstar.errors import OptionError
 from alignstar.evaluate.worlds import identity_of, identity_of_reward
 from alignstar.loading import open_reward
-from alignstar.meter import together
 from alignstar.models.hf.codec import HFCodec, load_tokenizer
 from alignstar.models.hf.load import pick_device
 from alignstar.report.curves import curves
 from alignstar.rewards import Reward
 from alignstar.rewards.groups import GroupRewards
 from alignstar.sampling import Array
-from alignstar.train.base import CAUSAL, open_base, whole_model
+from alignstar.train.base import CAUSAL, context_of, open_base, whole_model
 from alignstar.train.common import Fitted, lora_config, run_trainer, save_model, trainer_options
 from alignstar.train.data import read_usable
 from alignstar.train.encode import digest
@@ -36,8 +35,9 @@ from alignstar.train.folder import STATE, TrainingFolder
 from alignstar.train.generation import generate_after
 from alignstar.train.maxmin import Scale, Standing
 from alignstar.train.policy import MEAN, Answered, Fairness, GroupScores, policy_trainer, standing_of
+from alignstar.train.prompts import encoded, left_out, with_room
 from alignstar.train.recipes import PolicyRecipe
-from alignstar.train.settings import Settings, Watcher
+from alignstar.train.settings import OnProgress, Settings, Watcher, untold
 from alignstar.types import Message, Prompt, Reply
 
 
@@ -45,13 +45,15 @@ from alignstar.types import Message, Prompt, Reply
 class Outcome:
     """The policy's folder, how it went, and where the groups stand in the end.
 
-    `resumed` is the step at which it went on (None: from the beginning).
+    `left_out` counts the prompts that were not used, by reason. `resumed` is the step at which it went on (None: from
+    the beginning).
     """
 
     folder: Path
     fitted: Fitted
     groups: tuple[str, ...]
     standing: Standing
+    left_out: Mapping[str, int]
     resumed: int | None
 
 
@@ -61,33 +63,38 @@ def train_policy(
     resume: bool = False,
     overwrite: bool = False,
     watcher: Watcher | None = None,
+    on_progress: OnProgress = untold,
 ) -> Outcome:
     """Train by a recipe into its `out`, from the last checkpoint there if there is one.
 
-    Raises OptionError, ModelError, PromptError (with file and line) before training starts, and FailedError where no
-    response of a batch has a finite reward of every group.
+    `on_progress` is told of what comes before the training. Raises OptionError, ModelError, PromptError (with file and
+    line) before training starts, and FailedError where no response of a batch has a finite reward of every group.
     """
     _check(recipe)
     with (
         TrainingFolder(Path(recipe.out)) as folder,
-        open_reward([f"min({'; '.join(recipe.groups)})"], device=recipe.device) as together_,
+        open_reward([f"min({'; '.join(recipe.groups)})"], device=recipe.device, reuse=False) as joint,
     ):
         folder.admit(resume=resume, overwrite=overwrite)
-        assert isinstance(together_, GroupRewards), "min(...) is rewards of groups"
+        assert isinstance(joint, GroupRewards), "min(...) is rewards of groups"
         path = whole_model(recipe.model)
         tokenizer = load_tokenizer(path)
         codec = HFCodec(tokenizer, name=recipe.model)
         _, rows = read_usable(recipe.data, "prompt", Counter())
-        prompts = [codec.prompt(messages) for messages in dict.fromkeys(row.prompt for row in rows)]
+        places = {row.prompt: row.where for row in reversed(rows)}
+        asked = encoded(codec, [(places[messages], messages) for messages in dict.fromkeys(row.prompt for row in rows)])
+        prompts = with_room(asked, limit=context_of(path), rewards=joint.parts, following=recipe.max_new_tokens)
         model = open_base(path, recipe, task=CAUSAL)
         checkpoint = folder.begin(_fixed(recipe, path, prompts), overwrite=overwrite)
-        scores = scores_of(together_.parts, prompts)
-        scale = _scale(recipe, model, tokenizer, prompts, scores) if recipe.standardise else None
+        scores = scores_of(joint.parts, prompts)
+        scale = _scale(recipe, model, tokenizer, prompts, scores, on_progress) if recipe.standardise else None
         fitted, standing = _fit(recipe, model, tokenizer, prompts, scores, scale, folder, checkpoint, watcher)
-        _write(recipe, path, tokenizer, folder, fitted, standing, scale, len(prompts))
+        left = left_out(len(asked), len(prompts))
+        _write(recipe, path, tokenizer, folder, fitted, standing, scale, len(prompts), left)
     resumed = None if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
     return Outcome(
-        folder=folder.path, fitted=fitted, groups=tuple(recipe.groups), standing=standing, resumed=resumed
+        folder=folder.path, fitted=fitted, groups=tuple(recipe.groups), standing=standing, left_out=left,
+        resumed=resumed,
     )  # fmt: skip
 
 
@@ -107,13 +114,17 @@ def _check(recipe: PolicyRecipe) -> None:
 
 
 def scores_of(rewards: Sequence[Reward], prompts: Sequence[Prompt]) -> GroupScores:
-    """The function that scores replies to these prompts for every group; all prompts and groups are asked at once."""
+    """The function that scores replies to these prompts for every group.
+
+    One prompt and group after another: what shares a batch would change a score's last digits, and with them where a
+    training that goes on ends.
+    """
     known = {prompt.messages: prompt for prompt in prompts}
 
     async def ask(asked: Mapping[tuple[Message, ...], list[Reply]]) -> list[list[float]]:
-        return await together(
-            [reward.score(known[messages], replies) for messages, replies in asked.items() for reward in rewards]
-        )
+        return [
+            await reward.score(known[messages], replies) for messages, replies in asked.items() for reward in rewards
+        ]
 
     def scores(answers: Sequence[Answered]) -> Array:
         places: dict[tuple[Message, ...], list[int]] = {}
@@ -146,6 +157,7 @@ def _scale(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     scores: GroupScores,
+    on_progress: OnProgress,
 ) -> Scale:
     """Of the groups' rewards on responses that the model draws before it is trained: a function of the recipe alone."""
     cast("Any", model).to(pick_device(recipe.device))
@@ -153,6 +165,7 @@ def _scale(
     drawn = generate_after(
         model, tokenizer=tokenizer, prompts=[prompt.ids for prompt in asked], temperature=recipe.temperature,
         max_new_tokens=recipe.max_new_tokens, seed=recipe.seed, batch_size=recipe.batch_size,
+        on_answers=lambda done: on_progress("responses to scale by", done, len(asked)),
     )  # fmt: skip
     texts = [cast("str", tokenizer.decode(list(ids), skip_special_tokens=True)) for ids, _ in drawn]
     return Scale.of(
@@ -207,6 +220,7 @@ def _write(
     standing: Standing,
     scale: Scale | None,
     prompts: int,
+    left: Mapping[str, int],
 ) -> None:
     """The model, the metrics, the plot and the notes."""
     model: Any = fitted.model
@@ -227,7 +241,7 @@ def _write(
         },
         metrics={
             "kind": "policy", "steps": fitted.steps, "seconds": round(fitted.seconds, 1), "prompts": prompts,
-            "standing": asdict(standing), "log": list(fitted.log),
+            "left_out": dict(left), "standing": asdict(standing), "log": list(fitted.log),
         },
         plot=curves(series, title=f"{recipe.objective}: {recipe.model}", x_title="step", y_title="mean reward"),
     )  # fmt: skip

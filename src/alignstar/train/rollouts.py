@@ -5,10 +5,11 @@ Knows an aligner; knows no head and no loss.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -45,6 +46,13 @@ class Seen:
         return (*self.state, self.token)
 
 
+Responses: TypeAlias = Mapping[int, Sequence[Seen]]
+"""What was seen along responses, by the response's number: that of its prompt times `responses`, plus which of them."""
+
+OnResponse: TypeAlias = Callable[[int, Sequence[Seen]], None]
+"""Told the number of a response that is finished, and what was seen along it."""
+
+
 async def drawn(
     aligner: Aligner,
     role: str,
@@ -55,34 +63,38 @@ async def drawn(
     max_new_tokens: int,
     seed: int,
     concurrency: int,
-    on_response: Callable[[], None] = lambda: None,
+    known: Responses = MappingProxyType({}),
+    on_response: OnResponse = lambda number, seen: None,
 ) -> list[Seen]:
     """Every token of `responses` responses drawn from the model for each prompt, with the reward of the whole.
 
-    `top_m` next tokens are told after each (0: none). A response without a usable reward is left out.
+    `top_m` next tokens are told after each (0: none). A response without a usable reward is left out. Those that are
+    `known` are not drawn again.
     """
     model = _tokens(aligner, role)
-    seen: list[Seen] = []
 
-    async def keep(index: int, response: Response) -> None:
+    async def seen_along(prompt: int, response: Response) -> list[Seen]:
         ids, start, reward = response.ids, response.prompt.ids, response.reward
         if reward is None or reward == -float("inf"):
-            return
+            return []
         after = [await _next(model, start + ids[: t + 1], top_m) for t in range(len(ids) - 1)] if top_m else []
+        seen: list[Seen] = []
         for t, token in enumerate(ids):
             last = t + 1 == len(ids)
             next_ids, next_p = ((), ()) if last or not top_m else after[t]
             seen.append(
                 Seen(
-                    state=start + ids[:t], token=token, reward=reward, ended=last, prompt=index // responses,
-                    next_ids=next_ids, next_p=next_p,
+                    state=start + ids[:t], token=token, reward=reward, ended=last, prompt=prompt, next_ids=next_ids,
+                    next_p=next_p,
                 )
             )  # fmt: skip
+        return seen
 
-    request = {"method": "sample", "model": role, "max_new_tokens": max_new_tokens}
-    repeated = [prompt for prompt in prompts for _ in range(responses)]
-    await _each(aligner, repeated, keep, on_response, seed=seed, concurrency=concurrency, **request)
-    return sorted(seen, key=lambda s: (s.prompt, s.state, s.token))
+    request: dict[str, Any] = {"method": "sample", "model": role, "max_new_tokens": max_new_tokens}
+    return await _each(
+        aligner, prompts, seen_along, responses=responses, seed=seed, concurrency=concurrency, known=known,
+        on_response=on_response, **request,
+    )  # fmt: skip
 
 
 async def valued(
@@ -94,49 +106,75 @@ async def valued(
     seed: int,
     concurrency: int,
     along: int = 0,
-    on_response: Callable[[], None] = lambda: None,
+    first: int = 0,
+    known: Responses = MappingProxyType({}),
+    on_response: OnResponse = lambda number, seen: None,
     **options: Any,
 ) -> list[Seen]:
     """Every candidate of Transfer Q* with its value TQ*(s, z) by rollouts, at the states that `transfer-q` visits.
 
     A candidate that ends the response has its exact reward. Those without a usable value are left out. `along`: of so
     many rollouts per response, at most, that lead elsewhere, every token with its value too. That is the value of the
-    whole where rollouts are complete and greedy: a rollout from within is the rest of it.
+    whole where rollouts are complete and greedy: a rollout from within is the rest of it. Prompts are numbered from
+    `first` on. Responses that are `known` are not decoded again.
     """
-    seen: list[Seen] = []
 
-    async def keep(index: int, response: Response) -> None:
-        state, elsewhere = response.prompt.ids, list[tuple[Ids, Candidate]]()
+    async def seen_along(prompt: int, response: Response) -> list[Seen]:
+        state, seen, elsewhere = response.prompt.ids, list[Seen](), list[tuple[Ids, Candidate]]()
         for step in response.steps:
             for i, c in enumerate(step.considered):
                 if c.value is not None and c.value != -float("inf"):
-                    seen.append(_seen(state, c.ids[0], c.value, index // responses))
+                    seen.append(_seen(state, c.ids[0], c.value, prompt))
                     if i != step.chosen and c.future:
                         elsewhere.append((state, c))
             state += step.emitted
         for before, c in elsewhere[:: -(-len(elsewhere) // along)] if along and elsewhere else ():
             for t, token in enumerate(c.future):
-                told = _seen((*before, *c.ids, *c.future[:t]), token, c.value or 0.0, index // responses)
+                told = _seen((*before, *c.ids, *c.future[:t]), token, c.value or 0.0, prompt)
                 seen.append(replace(told, weight=ALONG_WEIGHT))
+        return seen
 
     def _seen(state: Ids, token: int, value: float, prompt: int) -> Seen:
         return Seen(state=state, token=token, reward=value, ended=token in aligner.codec.eos_ids, prompt=prompt)
 
-    request = {"method": "transfer-q", "acceleration": "off", "max_new_tokens": max_new_tokens, **options}
-    repeated = [prompt for prompt in prompts for _ in range(responses)]
-    await _each(aligner, repeated, keep, on_response, seed=seed, concurrency=concurrency, **request)
-    return sorted(seen, key=lambda s: (s.prompt, s.state, s.token))
+    request: dict[str, Any] = {
+        "method": "transfer-q",
+        "acceleration": "off",
+        "max_new_tokens": max_new_tokens,
+        **options,
+    }
+    return await _each(
+        aligner, prompts, seen_along, responses=responses, seed=seed, concurrency=concurrency, first=first, known=known,
+        on_response=on_response, **request,
+    )  # fmt: skip
 
 
 async def _each(
-    aligner: Aligner, requests: Sequence[Request], keep: Any, on_response: Callable[[], None], *, seed: int, **how: Any
-) -> None:
-    """Decode all requests, each with a seed of its own."""
-    responses = aligner.agenerate_many(requests, seeds=[seed + i for i in range(len(requests))], **how)
-    async with aclosing(responses):
-        async for index, response in responses:
-            await keep(index, response)
-            on_response()
+    aligner: Aligner,
+    prompts: Sequence[Request],
+    seen_along: Callable[[int, Response], Awaitable[Sequence[Seen]]],
+    *,
+    responses: int,
+    seed: int,
+    known: Responses,
+    on_response: OnResponse,
+    first: int = 0,
+    **request: Any,
+) -> list[Seen]:
+    """What is seen along all responses, each with a seed of its own; the order depends on nothing else."""
+    numbers = range(first * responses, (first + len(prompts)) * responses)
+    done = {number: known[number] for number in numbers if number in known}
+    left = [number for number in numbers if number not in known]
+    going = aligner.agenerate_many(
+        [prompts[number // responses - first] for number in left], seeds=[seed + number for number in left], **request
+    )
+    async with aclosing(going):
+        async for place, response in going:
+            number = left[place]
+            done[number] = await seen_along(number // responses, response)
+            on_response(number, done[number])
+    ordered = (s for number in numbers for s in done[number])
+    return sorted(ordered, key=lambda s: (s.prompt, s.state, s.token))
 
 
 async def _next(model: TokenModel, state: Ids, m: int) -> tuple[Ids, tuple[float, ...]]:

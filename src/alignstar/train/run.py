@@ -29,7 +29,7 @@ from alignstar.train.layered import Layered, layered
 from alignstar.train.quality import Quality, quality
 from alignstar.train.recipes import DPORecipe, RewardRecipe, TrainingRecipe
 from alignstar.train.reward import fit_reward, score_ids
-from alignstar.train.settings import Watcher
+from alignstar.train.settings import OnProgress, Watcher, untold
 from alignstar.train.sft import fit_sft
 from alignstar.types import Ids, Message
 
@@ -109,8 +109,11 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     watcher: Watcher | None = None,
+    on_progress: OnProgress = untold,
 ) -> Outcome:
     """Train by a recipe into its `out`, from the last checkpoint there if there is one.
+
+    `on_progress` is told of what comes before the training.
 
     Raises OptionError for a folder that holds something else, and without `resume` or `overwrite` for one where this
     was begun or is finished; PromptError for a bad row, with file and line; ModelError for a model that is none. All of
@@ -126,7 +129,7 @@ def train(
         if how.task == CLASSIFIER:
             pad_for(tokenizer, [ids for read in (*training, *held_out) for ids in read.texts])
         model = open_base(path, recipe, task=how.task)
-        chosen_layers = _layered(model, recipe, training, tokenizer)
+        chosen_layers = _layered(model, recipe, training, tokenizer, on_progress)
         fixed = _fixed(kind, recipe, path, {"training": training, "held_out": held_out})
         checkpoint = folder.begin(fixed, overwrite=overwrite)
         work = Work(
@@ -168,12 +171,17 @@ def _fixed(kind: str, recipe: TrainingRecipe, path: str, rows: Mapping[str, tupl
 
 
 def _layered(
-    model: PreTrainedModel, recipe: TrainingRecipe, training: tuple[Read[Any], ...], tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel,
+    recipe: TrainingRecipe,
+    training: tuple[Read[Any], ...],
+    tokenizer: PreTrainedTokenizerBase,
+    on_progress: OnProgress,
 ) -> Layered | None:
     """The model cut and frozen where the recipe chooses layers."""
     if not isinstance(recipe, RewardRecipe) or recipe.layers is None:
         return None
-    return layered(model, recipe.layers, [read.row for read in training], tokenizer=tokenizer, pool=recipe.pool)
+    pairs = [read.row for read in training]
+    return layered(model, recipe.layers, pairs, tokenizer=tokenizer, pool=recipe.pool, on_progress=on_progress)
 
 
 def _scores(fitted: Fitted, work: Work[EncodedPair]) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +26,14 @@ class Settings:
     patience: int | None = None
     log_every: int = 50
     device: str = "cpu"
+
+
+OnProgress: TypeAlias = Callable[[str, int, int], None]
+"""Told what is being done, how much of it is done, and of how much."""
+
+
+def untold(doing: str, done: int, total: int) -> None:
+    """Nobody follows."""
 
 
 class Watcher(Protocol):

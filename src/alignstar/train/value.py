@@ -14,7 +14,6 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
-from torch.nn.utils import clip_grad_norm_
 
 from alignstar.errors import FailedError, OptionError
 from alignstar.layers.choice import band_of, needs_star
@@ -22,7 +21,10 @@ from alignstar.layers.states import layer_variabilities
 from alignstar.layers.variability import star_of
 from alignstar.models.hf.classifier import chains
 from alignstar.models.hf.value import HeadConfig, ValueHead, save_head, truncated
+from alignstar.sampling import Noise
+from alignstar.train.head_training import HeadTraining
 from alignstar.train.rollouts import Seen
+from alignstar.train.settings import OnProgress, untold
 from alignstar.types import Ids
 
 Loss: TypeAlias = Literal["fudge", "cd-q", "transfer-q"]
@@ -65,10 +67,11 @@ class Examples:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fitted:
-    """A head, its training loss by epoch and, on held-out prompts, the share of the targets' variance it explains."""
+    """A head, its training and its held-out loss by epoch and, of held-out targets, the share of variance explained."""
 
     head: ValueHead
     losses: tuple[float, ...]
+    held_out: tuple[float, ...]
     explained: float
 
 
@@ -89,50 +92,64 @@ def loss_of(head: ValueHead, data: Examples, loss: Loss) -> torch.Tensor:
 
 
 def fit(
-    config: HeadConfig, data: Examples, *, loss: Loss, epochs: int, batch_size: int, learning_rate: float, seed: int
+    config: HeadConfig,
+    data: Examples,
+    *,
+    loss: Loss,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    checkpoint: Path | None = None,
+    on_progress: OnProgress = untold,
 ) -> Fitted:
     """The head of the epoch that is best on held-out prompts (on all of them where there are too few to hold out).
 
-    The same seed gives the same head on the same machine. Raises FailedError where the loss is not finite.
+    The same seed gives the same head on the same machine, also where the training goes on from the file `checkpoint`,
+    into which every epoch is written (None: nowhere). Raises FailedError where the loss is not finite.
     """
     mean, scale = _moments(data)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = ValueHead(replace(config, mean=mean, scale=scale))
-    generator = torch.Generator().manual_seed(seed)
-    training, judging = _split(data, generator)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=1e-4)
+    training, judging = _split(data, torch.Generator().manual_seed(seed))
     n = len(training.at)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=learning_rate, total_steps=epochs * -(-n // batch_size) + 1, pct_start=0.1
-    )
-    losses: list[float] = []
-    best, least = {k: v.clone() for k, v in head.state_dict().items()}, float("inf")
-    for _ in range(epochs):
+    going = HeadTraining(head, learning_rate=learning_rate, steps=epochs * -(-n // batch_size))
+    if checkpoint is not None and checkpoint.exists():
+        going.load(checkpoint)
+    for epoch in range(len(going.losses), epochs):
+        on_progress("training", epoch, epochs)
         total = 0.0
-        for rows in torch.randperm(n, generator=generator).split(batch_size):
+        for rows in _order(n, seed=seed, epoch=epoch).split(batch_size):
             value = loss_of(head, training.only(rows), loss)
-            optimizer.zero_grad()
-            value.backward()
-            clip_grad_norm_(head.parameters(), 10.0)
-            optimizer.step()
-            schedule.step()
+            going.step(value)
             total += float(value.detach()) * len(rows)
-        losses.append(total / n)
         judged = _error(head, judging, loss)
         if not judged < float("inf"):
             raise FailedError(f"The value head's loss became {judged}; lower learning_rate={learning_rate:g}.")
-        if judged < least:
-            best, least = {k: v.clone() for k, v in head.state_dict().items()}, judged
-    head.load_state_dict(best)
+        going.end_epoch(total / n, judged)
+        if checkpoint is not None:
+            going.save(checkpoint)
+        on_progress("training", epoch + 1, epochs)
+    head.load_state_dict(going.best)
     spread = float(targets(head, judging, loss).var(correction=0))
-    return Fitted(head=head.eval(), losses=tuple(losses), explained=1.0 - 2.0 * least / spread if spread else 0.0)
+    return Fitted(
+        head=head.eval(),
+        losses=tuple(going.losses),
+        held_out=tuple(going.held_out),
+        explained=1.0 - 2.0 * going.least / spread if spread else 0.0,
+    )
+
+
+def _order(n: int, *, seed: int, epoch: int) -> torch.Tensor:
+    """In which order an epoch takes the examples."""
+    return torch.from_numpy(np.argsort(Noise(seed=seed, purpose="examples", step=epoch).uniform(0, n), kind="stable"))
 
 
 def examples(
-    model: Any, layer: int, rank: int, seen: Sequence[Seen], *, name: str, on_forward: Callable[[int], None]
+    model: Any, layer: int, rank: int, seen: Sequence[Seen], *, name: str, on_progress: OnProgress = untold
 ) -> Examples:
-    """Read the states of `seen` off a frozen causal model's layer; `on_forward` is told the texts read so far.
+    """Read the states of `seen` off a frozen causal model's layer.
 
     A prefix scorer (`rank` 0) reads the state that a token makes, token values the state before it.
     """
@@ -142,7 +159,9 @@ def examples(
     texts = list(dict.fromkeys([*read, *(text for several in following for text in several)]))
     row = {text: i for i, text in enumerate(texts)}
     with torch.inference_mode():
-        states = last_states(truncated(model, layer, name=name), texts, on_forward)
+        states = last_states(
+            truncated(model, layer, name=name), texts, lambda done: on_progress("reading", done, len(texts))
+        )
 
     def padded(rows: Sequence[Sequence[float]], dtype: torch.dtype) -> torch.Tensor:
         return torch.tensor([[*r, *([0] * (width - len(r)))] for r in rows], dtype=dtype)
@@ -176,9 +195,10 @@ def train_value(
     batch_size: int = 512,
     learning_rate: float = 3e-3,
     seed: int = 0,
-    on_forward: Callable[[int], None] = lambda _: None,
+    checkpoint: Path | None = None,
+    on_progress: OnProgress = untold,
 ) -> Fitted:
-    """Fit a head on `seen` and write it to `out`. `base` is how the head names the model.
+    """Fit a head on `seen` and write it to `out`. `base` is how the head names the model; `checkpoint` as in `fit`.
 
     `layer` None is the last one; in words (`alignstar.layers.choice`), the one at which the choice puts its head: no
     layer of the model is trained. Raises OptionError for a loss that the head cannot learn, or nothing to learn from.
@@ -188,9 +208,12 @@ def train_value(
         raise OptionError("No response has a usable reward: there is nothing to learn from; look at the reward.")
     last: int = model.base_model.config.num_hidden_layers
     chosen = _head_layer(model, layer, rank, seen, last) if isinstance(layer, str) else layer or last
-    data = examples(model, chosen, rank, seen, name=base, on_forward=on_forward)
+    data = examples(model, chosen, rank, seen, name=base, on_progress=on_progress)
     config = HeadConfig(base=base, layer=chosen, state_size=data.states.shape[1], rank=rank, width=width)
-    made = fit(config, data, loss=loss, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed)
+    made = fit(
+        config, data, loss=loss, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed,
+        checkpoint=checkpoint, on_progress=on_progress,
+    )  # fmt: skip
     notes = {
         "loss": loss, "examples": len(seen), "states": len(data.states), "epochs": epochs, "batch_size": batch_size,
         "learning_rate": learning_rate, "seed": seed, "explained": round(made.explained, 4),
@@ -208,6 +231,15 @@ def check(loss: Loss, rank: int) -> None:
         )
 
 
+def check_layer(model: Any, layer: int | str | None, *, name: str) -> None:
+    """Raises ModelError or OptionError for a layer of `train_value` that the model has not."""
+    last: int = model.base_model.config.num_hidden_layers
+    if isinstance(layer, str):
+        band_of(layer, layers=last, star=last)
+    else:
+        truncated(model, layer or last, name=name)
+
+
 def _head_layer(model: Any, choice: str, rank: int, seen: Sequence[Seen], last: int) -> int:
     """Where a choice puts the head; l* is the layer whose states tell the rewards' quarters apart best."""
     if not needs_star(choice):
@@ -221,11 +253,14 @@ def _head_layer(model: Any, choice: str, rank: int, seen: Sequence[Seen], last: 
 
 
 def last_states(trunk: Any, texts: Sequence[Ids], on_forward: Callable[[int], None]) -> torch.Tensor:
-    """Hidden states [texts, d] at each text's last token; texts that begin each other are read in one row."""
+    """Hidden states [texts, d] at each text's last token; texts that begin each other are read in one row.
+
+    The texts are different. `on_forward` is told how many are read.
+    """
     device = next(trunk.parameters()).device
     row = {text: i for i, text in enumerate(texts)}
     states = torch.empty(0)
-    done, groups = 0, sorted(chains(texts), key=lambda chain: len(chain[-1]))
+    done, read, groups = 0, 0, sorted(chains(texts), key=lambda chain: len(chain[-1]))
     while done < len(groups):
         count = 1
         while done + count < len(groups) and (count + 1) * len(groups[done + count][-1]) <= POSITIONS:
@@ -242,7 +277,8 @@ def last_states(trunk: Any, texts: Sequence[Ids], on_forward: Callable[[int], No
         rows, positions, into = torch.tensor(wanted).T
         states[into] = hidden[rows.to(device), positions.to(device)].to("cpu", torch.float32)
         done += count
-        on_forward(done)
+        read += sum(len(chain) for chain in batch)
+        on_forward(read)
     return states
 
 
