@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import math
 import random
-from io import StringIO
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from alignstar.aligner import Aligner
-from alignstar.bench.savings import savings
-from alignstar.cli.bench_savings import table
 from alignstar.errors import OptionError
 from alignstar.meter import Meter, metering
 from alignstar.methods.plain import greedy
@@ -398,22 +394,3 @@ def test_blocks_and_gates_through_the_front_door() -> None:
     assert len(response.ids) == 10
     assert ids_of(steps) == response.ids
     assert "".join(step.text for step in steps) == response.text
-
-
-# The bench
-
-
-def test_the_bench_compares_rows_of_the_same_worlds() -> None:
-    rows = {row.name: row for row in savings("toy", 2)}
-    plain, exact, greedily_decoded = rows["transfer-q"], rows["exact acceleration"], rows["greedy decoding"]
-    assert exact.rewards == plain.rewards
-    assert (plain.share, plain.loss.mean, exact.loss.mean) == (1.0, 0.0, 0.0)
-    assert greedily_decoded.lm_tokens == 1.0
-    assert greedily_decoded.rm_tokens == 0.0
-    for name, row in rows.items():
-        assert row.reward.mean == pytest.approx(rows[row.against].reward.mean - row.loss.mean)
-        assert row.share == pytest.approx(row.lm_tokens / rows[row.against].lm_tokens)
-        assert row.share <= 1, name
-    text = StringIO()
-    Console(file=text, width=140).print(table(list(rows.values()), "toy"))
-    assert all(name in text.getvalue() for name in rows)

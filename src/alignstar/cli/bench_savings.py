@@ -1,18 +1,29 @@
-"""`alignstar bench savings`: reward against cost of the approximations of Transfer Q*. Prints a table, writes JSON."""
+"""`alignstar bench savings`: reward against cost of the approximations of Transfer Q*. Prints tables, writes JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from alignstar.cli.output import check_writable
 
 if TYPE_CHECKING:
-    from alignstar.bench.savings import Row
+    from alignstar.bench.savings import Row, Work
+    from alignstar.evaluate.statistics import Interval
+
+CAPTION = (
+    "Rewards are per response, tokens and steps per emitted token. loss: reward below transfer-q's on the same prompt, "
+    "with its 95 % interval over prompts. tokens: what the language model and the reward model compute; share: of "
+    "transfer-q's. steps: forwards that wait for each other. beyond: reward above what {lines} would leave at as many "
+    "tokens, by straight lines between the rows without this figure."
+)
+LINES = {"greedy": "a smaller k or a shorter rollout_len, whichever is better,", "sampled": "fewer num_rollouts"}
 
 
 def savings(
@@ -20,43 +31,70 @@ def savings(
         Literal["toy", "demo"], typer.Option(help="toy: random tables, one a prompt; demo: the embedded models.")
     ] = "toy",
     prompts: Annotated[int, typer.Option(min=1, help="Prompts, the same for every row.")] = 100,
+    rollouts: Annotated[
+        Literal["greedy", "sampled", "both"],
+        typer.Option(help="One greedy rollout a candidate, several sampled ones (toy 16, demo 4), or both in turn."),
+    ] = "both",
     out: Annotated[str | None, typer.Option(help="Write the figures to this JSON file.")] = None,
+    svg: Annotated[
+        str | None, typer.Option(help="Draw reward against tokens into this file (of both, the greedy rollouts').")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch (none: its own choice).")] = None,
 ) -> None:
     """What the approximations of Transfer Q* lose in reward and save in tokens, beside smaller k and rollout_len."""
+    settings = dict(locals())
+    for path, option in ((out, "--out"), (svg, "--svg")):
+        if path is not None:
+            check_writable(path, option=option)
     from alignstar.bench import savings as measured
     from alignstar.bench.record import record, write
+    from alignstar.bench.savings_picture import picture
 
-    if out is not None:
-        check_writable(out, option="--out")
-    with Console(stderr=True).status("") as status:
-        rows = measured.savings(work, prompts, on_row=status.update)
-    (Console() if Console().is_terminal else Console(width=120)).print(table(rows, work))
-    if out is not None:
-        runs = [row.as_json() for row in rows]
-        write(out, record("savings", settings={"work": work, "prompts": prompts, "out": out}, runs=runs))
+    made = measured.work(work, prompts, threads=threads)
+    console = Console() if Console().is_terminal else Console(width=176)
+    runs: list[dict[str, Any]] = []
+    for family in ("greedy", "sampled") if rollouts == "both" else (rollouts,):
+        with Console(stderr=True).status("") as status:
+            rows = measured.savings(made, family, on_row=status.update)
+        console.print(table(rows, made))
+        console.print(CAPTION.format(lines=LINES[family]), style="dim", highlight=False, markup=False)
+        runs += [row.as_json() for row in rows]
+        if out is not None:  # after every table: a long run that is interrupted keeps what it has
+            write(out, record("savings", settings=settings, runs=runs, threads=threads))
+        if svg is not None and (family == "greedy" or rollouts == "sampled"):
+            Path(svg).write_text(picture(rows, title=_title(rows, made)) + "\n", encoding="utf-8")
 
 
-def table(rows: Sequence[Row], work: str) -> Table:
-    """One line per way of decoding; the two families of rollouts have each its own reference."""
-    made = Table(
-        title=f"Transfer Q* with something left out; {work}, {len(rows[0].rewards)} prompts",
-        caption="loss: reward below that of the section's reference, with its 95 % interval over prompts; LM and RM "
-        "tokens and dependent forwards per emitted token; share: LM tokens of the reference's",
-    )
-    true = rows[0].true_loss is not None
-    made.add_column("")
-    for name in ("reward", "loss", *(("true loss",) if true else ()), "LM", "share", "RM", "steps"):
-        made.add_column(name, justify="right")
+def table(rows: Sequence[Row], made: Work) -> Table:
+    """One line per way of decoding."""
+    common = made.common(rows[0].rollouts)
+    numbers = [f"{name} {common[name]}" for name in ("k", "rollout_len", "num_rollouts", "alpha") if name in common]
+    title = ", ".join([_title(rows, made), *numbers])
+    drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    judged = ("", "true ") if rows[0].true_loss is not None else ("",)
+    drawn.add_column("", no_wrap=True)
+    names = ("reward", *(f"{which}{name}" for which in judged for name in ("loss", "beyond")))
+    for name in (*names, "tokens", "share", "steps"):
+        drawn.add_column(name, justify="right")
     for row in rows:
-        losses = [row.loss] if row.true_loss is None else [row.loss, row.true_loss]
-        made.add_row(
+        figures = [row.loss, row.beyond, row.true_loss, row.true_beyond][: 2 * len(judged)]
+        drawn.add_row(
             row.name,
             f"{row.reward.mean:.3f}",
-            *(f"{loss.mean:+.3f} ({loss.low:+.3f}, {loss.high:+.3f})" for loss in losses),
-            f"{row.lm_tokens:.1f}",
+            *("" if row is rows[0] else _cell(figure) for figure in figures),
+            f"{row.tokens:.1f}",
             f"{row.share:.0%}",
-            f"{row.rm_tokens:.1f}",
             f"{row.sequential_steps:.2f}",
-            end_section=row is rows[-1] or row.against != rows[rows.index(row) + 1].against,
         )
-    return made
+    return drawn
+
+
+def _title(rows: Sequence[Row], made: Work) -> str:
+    return f"Approximations of Transfer Q*: {made.name}, {len(made.cases)} prompts, {rows[0].rollouts} rollouts"
+
+
+def _cell(figure: Interval | None) -> str:
+    if figure is None:
+        return ""
+    mean, low, high = (f"{round(value, 3) + 0.0:+.3f}" for value in (figure.mean, figure.low, figure.high))
+    return f"{mean} ({low}, {high})"

@@ -89,16 +89,26 @@ ImplicitBaselineReward: TypeAlias = Annotated[bool, doc("the baseline's reward i
 NormaliserRollouts: TypeAlias = Annotated[int, Ge(1), doc("rollouts from the prompt under indirect_mode=global")]
 
 Block: TypeAlias = Annotated[
-    int, Ge(1), doc("approximate above 1: tokens per decision; those after the first are the winner's rollout")
+    int,
+    Ge(1),
+    doc("approximate above 1: tokens per decision, from the winner's rollout; for equal tokens a smaller k loses less"),
 ]
 Halving: TypeAlias = Annotated[
-    int, Ge(1), doc("approximate above 1: rounds, each with rollouts twice as long for the better half of candidates")
+    int,
+    Ge(1),
+    doc("approximate above 1: rounds, rollouts twice as long for the better half; no better than a smaller k"),
 ]
 Gate: TypeAlias = Annotated[
-    float, Ge(0), Le(1), doc("approximate below 1: a candidate with more base probability is emitted unsearched")
+    float,
+    Ge(0),
+    Le(1),
+    doc("approximate below 1: a candidate of more probability is emitted unsearched; waits less than a smaller k"),
 ]
 AdaptiveRollouts: TypeAlias = Annotated[
-    float, Ge(0), Le(1), doc("approximate above 0: fewer rollouts, with this chance per token to choose otherwise")
+    float,
+    Ge(0),
+    Le(1),
+    doc("approximate above 0: fewer rollouts, with this chance per token to choose otherwise; waits 4 times as long"),
 ]
 
 Acceleration: TypeAlias = Annotated[
