@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from alignstar.bench.layers import CHOICES, Course, Outcome, demo_work, file_work, run
 from alignstar.cli import main
+from alignstar.cli.bench_layers import conclusion, sentence
 from alignstar.errors import OptionError
+from alignstar.evaluate.statistics import Interval
 from checkpoints import language_model, tokenizer
 
-COURSE = Course(epochs=0.5, batch_size=4, repeats=1)
+COURSE = Course(epochs=0.5, batch_size=4, repeats=3)
 
 
 def base(folder: Path) -> str:
@@ -39,10 +43,22 @@ def test_every_choice_is_compared_with_the_first_on_the_same_pairs(tmp_path: Pat
     for row in told.rows:
         assert row.difference.mean == pytest.approx(row.accuracy.mean - full.accuracy.mean)
         assert row.share == row.layers / 3 == row.work / full.work
+        assert len(row.rm_seconds) == len(row.reference_seconds) == COURSE.repeats
+        assert row.time == statistics.median(b / a for a, b in zip(row.reference_seconds, row.rm_seconds, strict=True))
     assert star.layers == star_k.layers == told.star["mean"]
     assert by_last.layers == told.star["last"]
     assert top_k.layers == head.layers == 3
     assert full.trained == told.total > star.trained >= star_k.trained > head.trained == 16
+    for low, high, said in ((-0.02, 0.01, "within"), (-0.04, -0.01, "worse"), (0.01, 0.02, "better")):
+        seen = replace(head, difference=Interval(mean=(low + high) / 2, low=low, high=high, n=6))
+        assert seen.verdict == said
+        assert f"head: {said}" in sentence(seen, full)
+        cheaper = replace(seen, choice="cut", trained=15, share=0.5)
+        told_of = conclusion(replace(told, rows=(full, seen, cheaper)))
+        assert told_of.endswith("none." if said == "worse" else "with: cut.")
+        assert f"full ({100 * low:+.1f} to {100 * high:+.1f} points), with {16 / told.total:.0%} of" in sentence(
+            seen, full
+        )
 
 
 def test_a_group_has_its_own_taste_and_its_own_pairs_again():
@@ -57,7 +73,7 @@ def test_a_files_prompts_are_learnt_from_or_held_out(tmp_path: Path):
     texts = [ids for pair in (*work.training, *work.held_out) for ids in (pair.chosen, pair.rejected)]
     assert len(work.training) == 10
     assert max(len(ids) for ids in texts) <= 60
-    assert len(work.held_out) == len(work.prompt)
+    assert len(work.held_out) == len(work.prompt) == 6
     mark = tokenizer()("?")["input_ids"][-1]
     asked, kept = ({p.chosen[: p.chosen.index(mark)] for p in pairs} for pairs in (work.training, work.held_out))
     assert not asked & kept
@@ -82,3 +98,4 @@ def test_the_command_writes_what_it_prints(tmp_path: Path, capsys: pytest.Captur
     for row in outcome["rows"]:
         assert row["choice"] in printed
         assert f"{100 * row['accuracy']['mean']:.1f}%" in printed
+    assert printed.count(" of full (") + printed.count(" than full (") == len(CHOICES) - 1

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -54,8 +54,8 @@ TASTES = ("thorough", "brief")
 SHARPNESS = 12.0
 """Nats per unit of true reward by which people choose, as where the embedded rewards were made."""
 
-TIMED = 256
-"""So many conversations are scored by the clock."""
+TIMED = 128
+"""So many conversations are scored by the clock: the RM seconds."""
 
 HEAD_RATE = 20.0
 """A head alone learns so many times faster: at the layers' rate it would stop far from its best."""
@@ -69,7 +69,7 @@ class Course:
     batch_size: int = 16
     learning_rate: float = 1e-3
     seeds: int = 1
-    repeats: int = 3
+    repeats: int = 5
     device: str = "cpu"
 
     def clock(self) -> float:
@@ -99,8 +99,9 @@ class Row:
     """One choice. `band` is its first and last trained layer and its head's, `layers` are those that are kept.
 
     `accuracy` is on held-out pairs, the mean over seeds; `difference` is that minus the first choice's, pair by pair.
-    `ms_per_1000_tokens` is of scoring, `time` the median of its ratio to the first choice's, timed in turn. `work` is
-    tokens x layers of scoring all held-out conversations, `share` that over the first choice's.
+    `rm_seconds` are those of scoring the same `TIMED` conversations again and again, `reference_seconds` the first
+    choice's, timed in turn with them; `time` is the median of their ratios. `work` is tokens x layers of scoring all
+    held-out conversations, `share` that over the first choice's.
     """
 
     choice: str
@@ -110,10 +111,18 @@ class Row:
     accuracy: Interval
     difference: Interval
     train_seconds: float
-    ms_per_1000_tokens: float
+    rm_seconds: tuple[float, ...]
+    reference_seconds: tuple[float, ...]
     time: float
     work: int
     share: float
+
+    @property
+    def verdict(self) -> Literal["within", "worse", "better"]:
+        """`within` where the interval of the difference holds zero, which says no more than how wide it is."""
+        if not self.difference.excludes_zero:
+            return "within"
+        return "worse" if self.difference.high < 0 else "better"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +174,8 @@ def run(work: Work, course: Course, *, on_choice: Callable[[str], None] = lambda
             accuracy=mean_interval(_by_prompt(work, right)),
             difference=paired_difference(_by_prompt(work, right), reference),
             train_seconds=seconds,
-            ms_per_1000_tokens=1e6 * statistics.median(times[1::2]) / sum(len(text) for text in work.texts[:TIMED]),
+            rm_seconds=tuple(times[1::2]),
+            reference_seconds=tuple(times[::2]),
             time=statistics.median(b / a for a, b in zip(times[::2], times[1::2], strict=True)),
             work=positions * made.band.head,
             share=made.band.head / made.layers,
@@ -194,11 +204,12 @@ def demo_work(taste: str, *, pairs: int, held_out: int, path: str | None = None)
 def file_work(data: str, *, pairs: int, held_out: int, max_tokens: int, path: str | None = None) -> Work:
     """`pairs` rows of a file of preferences and up to `held_out` pairs of other prompts; long ones are left out.
 
-    Raises as `alignstar train` does for bad rows, OptionError where too few are left.
+    Prompts are parted in the ratio of the two numbers. Raises as `alignstar train` does for bad rows, OptionError
+    where too few are left.
     """
     examples = [e for e in read_examples(Source(source=data)) if e.chosen is not None and e.rejected is not None]
     order = sorted(range(len(examples)), key=lambda at: rank(0, at))
-    training, other = split([examples[at] for at in order], share=0.2, seed=0)
+    training, other = split([examples[at] for at in order], share=held_out / (pairs + held_out), seed=0)
     counts = (pairs, held_out)
     made = _work(Path(data).name, path or str(model_dir("sft")), training, other, counts, max_tokens=max_tokens)
     if len(made.training) < pairs or len(made.held_out) < 2:

@@ -10,7 +10,8 @@ commit          of the checkout, with "+" behind it where tracked files were cha
 settings        the command's options as they were used
 peak_rss_bytes  most memory that the process held so far
 runs            the figures; their keys stand with `as_json` of what was measured: `tq.Outcome`, `greedy.Outcome`,
-                `memory.Outcome`, `plan.Price`, `maxmin.Outcome`
+                `memory.Outcome`, `plan.Price`, `maxmin.Outcome`, `layers.Outcome`,
+                `compiled.Row` beside what compiling took
 """
 
 from __future__ import annotations

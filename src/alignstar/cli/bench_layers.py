@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,7 +12,7 @@ from rich.table import Table
 from alignstar.cli.output import check_writable
 
 if TYPE_CHECKING:
-    from alignstar.bench.layers import Outcome
+    from alignstar.bench.layers import Outcome, Row
     from alignstar.evaluate.statistics import Interval
 
 
@@ -59,23 +60,52 @@ def layers(
             else:
                 work = measured.demo_work(name, path=model, **sizes)
             done.append(measured.run(work, course, on_choice=status.update))
-            (Console() if Console().is_terminal else Console(width=132)).print(table(done[-1]))
+            show(done[-1])
             if out is not None:  # after every table: a long run that is interrupted keeps what it has
                 told = {**settings, **sizes, "seeds": course.seeds}
                 runs = [outcome.as_json() for outcome in done]
                 write(out, record("layers", settings=told, runs=runs, threads=used))
 
 
+def show(outcome: Outcome) -> None:
+    """The table, and what it says of every choice but the first."""
+    console = Console() if Console().is_terminal else Console(width=132)
+    console.print(table(outcome))
+    for row in outcome.rows[1:]:
+        console.print(sentence(row, outcome.rows[0]), highlight=False)
+    console.print(conclusion(outcome), highlight=False)
+    console.print()
+
+
+def sentence(row: Row, full: Row) -> str:
+    """Whether a choice is within the interval of training all layers, and what it costs beside it."""
+    low, high = (f"{100 * end:+.1f}" for end in (row.difference.low, row.difference.high))
+    said = {"within": "within the interval of", "worse": "worse than", "better": "better than"}[row.verdict]
+    return (
+        f"{row.choice}: {said} {full.choice} ({low} to {high} points), with {row.trained / full.trained:.0%} of the "
+        f"parameters trained, {row.share:.0%} of tokens x layers and {row.time:.0%} of the RM seconds."
+    )
+
+
+def conclusion(outcome: Outcome) -> str:
+    """Which choices are no worse than training all layers, as far as can be seen, and cheaper in both ways."""
+    full, *others = outcome.rows
+    met = [row.choice for row in others if row.verdict != "worse" and row.trained < full.trained and row.share < 1]
+    return f"Not worse than {full.choice}, and cheaper to train and to score with: {'; '.join(met) or 'none'}."
+
+
 def table(outcome: Outcome) -> Table:
     """One line per choice."""
     made = Table(
-        title=f"{outcome.work}: {outcome.training:,} pairs to learn from, {outcome.held_out:,} held out; "
+        title=f"{outcome.work}: {outcome.training:,} pairs to learn from, {outcome.held_out:,} held out "
+        f"({outcome.rows[0].accuracy.n:,} prompts); "
         f"l* = {outcome.star['mean']} of {outcome.layers} layers, by last states {outcome.star['last']}",
-        caption="accuracy on held-out pairs and its distance to the first line's, pair by pair, with 95 % intervals; "
-        "scoring: ms per 1,000 tokens (CPU: of this process); time and tokens x layers over the first line's",
+        caption="accuracy on held-out pairs and, pair by pair, its distance to the first line's in points, with 95 % "
+        "intervals; RM s: median seconds of scoring the same conversations (CPU: of this process), in turn with the "
+        "first line's; RM time and tokens x layers: over the first line's",
     )
     made.add_column("layers")
-    for name in ("trained", "parameters", "kept", "accuracy", "difference", "ms", "time", "tokens x layers"):
+    for name in ("trained", "parameters", "kept", "accuracy", "difference", "RM s", "RM time", "tokens x layers"):
         made.add_column(name, justify="right")
     for row in outcome.rows:
         bottom, top, head = row.band
@@ -86,7 +116,7 @@ def table(outcome: Outcome) -> Table:
             str(head),
             _percent(row.accuracy, "%"),
             "" if row is outcome.rows[0] else _percent(row.difference, ""),
-            f"{row.ms_per_1000_tokens:.1f}",
+            f"{statistics.median(row.rm_seconds):.2f}",
             f"{row.time:.2f}",
             f"{row.share:.0%}",
         )
