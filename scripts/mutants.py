@@ -22,6 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT_S = 120
+TIMEOUT_OF_ALL_S = 1200  # all named tests in one run
 TESTS_FAILED = 1  # pytest's exit status; others are faults of ours: no such test, no collection
 
 
@@ -64,7 +65,7 @@ def copy_source(directory: Path) -> None:
     )
 
 
-def run_tests(directory: Path, tests: tuple[str, ...]) -> tuple[int, str]:
+def run_tests(directory: Path, tests: tuple[str, ...], limit_s: int = TIMEOUT_S) -> tuple[int, str]:
     """Pytest's exit status and output, with the package taken from `directory`; -1 where it took too long."""
     environment = os.environ | {
         "PYTHONPATH": str(directory / "src"),
@@ -73,9 +74,9 @@ def run_tests(directory: Path, tests: tuple[str, ...]) -> tuple[int, str]:
     }
     command = [sys.executable, "-m", "pytest", "-q", "-rfE", "--tb=short", "-p", "no:cacheprovider", *tests]
     try:
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S)
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=limit_s)
     except subprocess.TimeoutExpired:
-        return -1, ""
+        return -1, f"They took more than {limit_s} s."
     return done.returncode, done.stdout + done.stderr
 
 
@@ -95,7 +96,7 @@ def check_unbroken(mutants: list[Mutant]) -> str | None:
         if not Path(where).is_relative_to(directory):
             return f"The package is imported from {where}, not from the copy."
         tests = tuple(sorted({test for mutant in mutants for test in mutant.tests}))
-        status, output = run_tests(directory, tests)
+        status, output = run_tests(directory, tests, TIMEOUT_OF_ALL_S)
         return None if status == 0 else f"The named tests do not all pass without a mutation:\n{output}"
 
 
