@@ -15,7 +15,7 @@ Knows direct transfer with greedy rollouts of the model that is base policy and 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Sequence, Set
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -63,7 +63,7 @@ class Position:
         """The response that a candidate and its rollout make."""
         return (*self.response, z, *self.futures[z].ids)
 
-    def evaluated(self, but: Sequence[int] = ()) -> Candidates:
+    def evaluated(self, but: Set[int] = frozenset()) -> Candidates:
         """The candidates that have a value, in their order; those of `but` left out."""
         kept = [i for i, z in enumerate(self.candidates.ids) if z in self.valued and z not in but]
         return Candidates(
@@ -206,14 +206,14 @@ class Lazy:
         """Those of `waiting` that could win, were none of them evaluated; the most promising first."""
         if self.bounds is None or not waiting:
             return []
-        step, ids = len(position.response), position.candidates.ids
-        done = position.evaluated(but=waiting)
+        step, ids, among = len(position.response), position.candidates.ids, frozenset(waiting)
+        done = position.evaluated(but=among)
         reached = self.decision.maximised(self._scores(position, done), done.ids, step)
         at_most = self.decision.scores(position.candidates, [_valued(self.bounds[1])] * len(ids), ())
         bound: Array = self.decision.maximised(at_most, ids, step)
         # Near ties survive too, so that none is overlooked.
         alive = np.max(reached) - bound <= self.decision.doubt(self.bounds)
-        return [ids[i] for i in np.argsort(-bound, kind="stable") if alive[i] and ids[i] in waiting]
+        return [ids[i] for i in np.argsort(-bound, kind="stable") if alive[i] and ids[i] in among]
 
     def _compare(self, others: Sequence[tuple[Position, Sequence[int]]]) -> None:
         """Whether waiting for the first wave spares most of the others, or would have spared them."""
