@@ -26,7 +26,7 @@ from alignstar.demo.settings import MAX_NEW_TOKENS, ROLLOUTS
 from alignstar.loading import load
 from alignstar.train.kept import Kept
 from alignstar.train.rollouts import Seen, valued
-from alignstar.train.value import train_value
+from alignstar.train.value_training import train_value
 
 OUT = model_dir("baseline").parent / "value"
 SEED = 0
@@ -44,10 +44,10 @@ def prompts(n: int) -> list[str]:
     return [message(rng, split="train").text for _ in range(n)]
 
 
-def rollouts(n: int, kept: Kept, *, alpha: float, device: str) -> list[Seen]:
+def rollouts(n: int, kept: Kept, *, reward: str, alpha: float, device: str) -> list[Seen]:
     """Values of candidates along `n` responses, drawn by their scores so that states differ; some may be `kept`."""
     asked, wide = prompts(n), min(n, WIDE)
-    with load(baseline=str(model_dir("baseline")), reward=str(model_dir("reward_source")), device=device) as aligner:
+    with load(baseline=str(model_dir("baseline")), reward=str(model_dir(f"reward_{reward}")), device=device) as aligner:
         return [
             *_part(aligner, asked[:wide], kept, n=n, first=0, alpha=alpha, **ROLLOUTS),
             *_part(aligner, asked[wide:], kept, n=n, first=wide, alpha=alpha, along=ALONG, **ROLLOUTS, **LIKELY),
@@ -75,6 +75,7 @@ def main() -> None:
     """Roll out what is not kept from before; then train."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--log", type=Path, required=True, help="where the rollouts are kept")
+    parser.add_argument("--reward", choices=("source", "target"), default="source")
     parser.add_argument("--prompts", type=int, default=800)
     parser.add_argument("--alpha", type=float, default=1.0)
     parser.add_argument("--rank", type=int, default=64)
@@ -87,7 +88,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
     with Kept(given.log) as kept:
-        seen = rollouts(given.prompts, kept, alpha=given.alpha, device=given.device)
+        seen = rollouts(given.prompts, kept, reward=given.reward, alpha=given.alpha, device=given.device)
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(model_dir("baseline"), dtype="float32").eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
+from alignstar.models.hf.branch import branch_of
 from alignstar.models.hf.value import HeadConfig, ValueHead, save_head
 
 CONTEXT = 96
@@ -73,12 +75,18 @@ def pickled(folder: Path, *, seed: int) -> Path:
     return folder
 
 
-def value_head(folder: Path, *, seed: int = 0, state_size: int = 16, **config: Any) -> Path:
-    """Write a value head with random weights; its folder."""
+def value_head(
+    folder: Path, *, seed: int = 0, state_size: int = 16, of: Mapping[str, Any] | None = None, **settings: Any
+) -> Path:
+    """Write a value head with random weights, and a random branch on a model with the shape `of`; its folder."""
     torch.manual_seed(seed)
-    head = ValueHead(HeadConfig(state_size=state_size, mean=0.5, scale=1.5, **config))
+    head = ValueHead(HeadConfig(state_size=state_size, mean=0.5, scale=1.5, **settings))
+    branch = None
+    if head.config.branch:
+        model: Any = LlamaForCausalLM(config(**{"num_hidden_layers": 3, **(of or {})}))
+        branch = branch_of(model, head.config.layer, head.config.branch, name="random")
     with torch.no_grad():
-        for parameter in head.parameters():
+        for parameter in (*head.parameters(), *(() if branch is None else branch.parameters())):
             parameter.normal_(0, 0.5)
-    save_head(head, folder, notes={})
+    save_head(head, folder, notes={}, branch=branch)
     return folder

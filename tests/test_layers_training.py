@@ -18,13 +18,14 @@ from alignstar.layers.choice import band_of
 from alignstar.layers.cut import prepare
 from alignstar.layers.states import Pool, layer_variabilities, open_backbone
 from alignstar.layers.variability import star_of, variability
-from alignstar.models.hf.value import load_head, truncated
+from alignstar.models.hf.branch import truncated
+from alignstar.models.hf.value import load_head
 from alignstar.train.encode import EncodedPair
 from alignstar.train.layered import layered
 from alignstar.train.recipes import RewardRecipe, ValueRecipe, read_training_recipe
 from alignstar.train.rollouts import Seen
 from alignstar.train.run import train
-from alignstar.train.value import train_value
+from alignstar.train.value_training import train_value
 from checkpoints import classifier, language_model, tokenizer
 from tiny import CONFIGS, causal_lm
 

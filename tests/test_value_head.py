@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import alignstar
@@ -17,9 +20,12 @@ import tiny
 from alignstar.aligner import Aligner
 from alignstar.errors import EngineError, ModelError
 from alignstar.meter import Meter, metering
+from alignstar.models.hf.branch import Grafted, branch_of, truncated
+from alignstar.models.hf.fused import MODEL_TYPES, FusedForward
 from alignstar.models.hf.language import HFModel
 from alignstar.models.hf.load import Library
-from alignstar.models.hf.value import HeadConfig, HFValue, ValueHead, load_head, save_head, truncated
+from alignstar.models.hf.network import HeadReadout, Network
+from alignstar.models.hf.value import HeadConfig, HFValue, ValueHead, load_head, save_head
 from alignstar.models.value import ValueModel
 
 PREFIXES = [tuple(range(40, 60)), tuple(range(40, 52)), (40, 41, 7, 9, 100), (40, 41, 7, 9, 101)]
@@ -35,12 +41,22 @@ def stored(folder: Path, **changes: Any) -> Path:
     return checkpoints.value_head(folder, **{"base": "../sft", "layer": 3, "rank": 4, **changes})
 
 
+def numbers(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors)
+
+
 def plainly(sft: Path, folder: Path, prefix: tuple[int, ...], ids: Any) -> np.ndarray:
     """Q(s, z) by a whole forward of transformers, and the formula of the head."""
     model: Any = AutoModelForCausalLM.from_pretrained(sft).eval()
     head = load_head(str(folder)).head
     config = head.config
-    model.model.layers = model.model.layers[: config.layer]
+    model.model.layers = model.model.layers[: config.layer + config.branch]
+    if config.branch:  # its layers in the place of the model's, its norm in the place of the last one
+        own = load_file(folder / "value.safetensors")
+        model.model.norm.weight.data = own["branch.norm.weight"]
+        for i, layer in enumerate(model.model.layers[config.layer :]):
+            mine = {n.removeprefix(f"branch.layers.{i}."): w for n, w in own.items() if f"branch.layers.{i}." in n}
+            layer.load_state_dict(mine)
     with torch.inference_mode():
 
         def hidden(text: tuple[int, ...]) -> torch.Tensor:
@@ -54,12 +70,12 @@ def plainly(sft: Path, folder: Path, prefix: tuple[int, ...], ids: Any) -> np.nd
 
 @pytest.mark.parametrize("reuse", [True, False])
 @pytest.mark.parametrize("rank", [0, 4])
-@pytest.mark.parametrize(("layer", "width"), [(2, 6), (3, 0)])
+@pytest.mark.parametrize(("layer", "width", "branch"), [(2, 6, 0), (3, 0, 0), (1, 0, 1), (2, 6, 1), (1, 6, 2)])
 async def test_values_are_those_of_a_plain_forward(
-    layer: int, width: int, rank: int, reuse: bool, sft: Path, tmp_path: Path
+    layer: int, width: int, branch: int, rank: int, reuse: bool, sft: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "sft").symlink_to(sft)
-    folder = stored(tmp_path / "value", layer=layer, rank=rank, width=width)
+    folder = stored(tmp_path / "value", layer=layer, rank=rank, width=width, branch=branch)
     with alignstar.load(sft=str(sft), value=str(folder), device="cpu", reuse=reuse) as aligner:
         value: ValueModel = aligner.values["value"]
         for _ in range(2):  # computed, then remembered
@@ -84,10 +100,15 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "head" / "value.json").read_text())["notes"] == {"loss": "fudge"}
 
 
-async def test_on_the_last_layer_of_the_model_that_decodes_it_is_free(sft: Path, tmp_path: Path) -> None:
-    """One forward tells log-probabilities and values; tokens, log-probabilities and costs are those without a head."""
+@pytest.mark.parametrize("branch", [0, 1])
+async def test_on_the_model_that_decodes_only_what_is_its_own_costs(branch: int, sft: Path, tmp_path: Path) -> None:
+    """One forward tells log-probabilities and values, and tokens are those without a head; where values are read, every
+    position costs the share of head and branch more."""
     (tmp_path / "sft").symlink_to(sft)
-    folder = stored(tmp_path / "value")
+    folder = stored(tmp_path / "value", branch=branch, layer=2 if branch else 3)
+    model: Any = AutoModelForCausalLM.from_pretrained(sft)
+    own = load_head(str(folder))
+    share = (numbers(own.head.parameters()) + numbers(own.weights.values())) / numbers(model.parameters())
     with (
         alignstar.load(sft=str(sft), value=str(folder), device="cpu") as valued,
         alignstar.load(sft=str(sft), device="cpu") as bare,
@@ -97,7 +118,7 @@ async def test_on_the_last_layer_of_the_model_that_decodes_it_is_free(sft: Path,
         assert (drawn.ids, drawn.usage.lm_tokens) == (plain.ids, plain.usage.lm_tokens)
         weightless = await valued.agenerate("Where?", method="controlled-decoding", weight=0.0, k=259, max_new_tokens=8)
         assert weightless.ids == plain.ids
-        assert weightless.usage.lm_tokens == plain.usage.lm_tokens
+        assert weightless.usage.lm_tokens == plain.usage.lm_tokens + int(np.ceil(share * plain.usage.lm_tokens))
         assert weightless.usage.sequential_steps == plain.usage.sequential_steps
         model = valued.models["sft"]
         assert isinstance(model, HFModel)
@@ -106,22 +127,24 @@ async def test_on_the_last_layer_of_the_model_that_decodes_it_is_free(sft: Path,
             await model.top_next(PREFIXES[0], 5)
             await valued.values["value"].next_values(PREFIXES[0], IDS)
         assert model.worker.forwards == forwards + 1
-        assert meter.usage().lm_tokens == len(PREFIXES[0])
+        assert meter.usage().lm_tokens == len(PREFIXES[0]) + int(np.ceil(share * len(PREFIXES[0])))
+        assert meter.usage().sequential_steps == 1
         other = bare.models["sft"]
         assert isinstance(other, HFModel)
         with pytest.raises(EngineError, match="was loaded without a value head on it"):
             await other.features(PREFIXES[0])
 
 
-async def test_a_trunk_of_its_own_counts_by_its_parameters(sft: Path, tmp_path: Path) -> None:
-    """Two of three layers: what is read is charged as that share of a position, once."""
-    (tmp_path / "sft").symlink_to(sft)
-    folder = stored(tmp_path / "value", layer=2)
+@pytest.mark.parametrize("branch", [0, 1])
+async def test_a_trunk_of_its_own_counts_by_its_parameters(branch: int, sft: Path, tmp_path: Path) -> None:
+    """Two of three layers, and what goes on behind them: what is read is charged as that share of a position, once."""
+    checkpoints.language_model(tmp_path / "other", seed=1, num_hidden_layers=3)
+    folder = stored(tmp_path / "value", layer=2, branch=branch, base="../other")
     model: Any = AutoModelForCausalLM.from_pretrained(sft)
     size = sum(p.numel() for p in model.parameters())
     above = sum(p.numel() for p in model.model.layers[2].parameters()) + model.lm_head.weight.numel()
-    head = sum(p.numel() for p in load_head(str(folder)).head.parameters())
-    share = (size - above + head) / size
+    own = load_head(str(folder))
+    share = (size - above + numbers(own.head.parameters()) + numbers(own.weights.values())) / size
     with alignstar.load(sft=str(sft), value=str(folder), device="cpu") as aligner:
         with metering(Meter()) as meter:
             await aligner.values["value"].next_values(PREFIXES[0], IDS)
@@ -192,6 +215,14 @@ async def test_a_model_that_bends_its_logits_gets_a_trunk(tmp_path: Path) -> Non
         (lambda f: stored(f, state_size=8), "was trained on states of 8 numbers, '.*sft' has 16; train it again"),
         (lambda f: stored(f, layer=7), r"layer=7 of '.*sft' cannot be read; it has layers 1 to 3, use layer=3\."),
         (lambda f: stored(f, base="/nowhere/at/all"), "value='/nowhere/at/all' does not exist"),
+        (
+            lambda f: stored(f, layer=2, branch=1, of={"intermediate_size": 32}),
+            "has a branch whose weights do not fit '.*sft'; train it again",
+        ),
+        (
+            lambda f: stored(f, layer=3, branch=1, of={"num_hidden_layers": 4}),
+            r"branch=1 behind layer=3 of '.*sft' cannot be made: it copies the layers 4 to 4, of which there are 3",
+        ),
     ],
 )
 def test_refusals_are_one_sentence(spoil: Any, message: str, sft: Path, tmp_path: Path) -> None:
@@ -219,3 +250,49 @@ def test_a_head_on_another_model_is_loaded_beside(sft: Path, tmp_path: Path) -> 
                                     max_new_tokens=5)  # fmt: skip
         assert response.ids
         assert all(c.value is not None for c in response.steps[0].considered)
+
+
+@pytest.mark.parametrize("family", sorted(set(tiny.CONFIGS) - {"opt"}))
+def test_a_branch_of_copies_says_what_the_model_says(family: str) -> None:
+    """On models of any family: the backbone's states stay as they are, whole or cut off below the branch, and a branch
+    that was not trained ends where the layers end that it copies."""
+    model = tiny.causal_lm(family)
+    tokens = torch.tensor([range(3, 20)])
+    branch = branch_of(model, 2, 1, name="tiny")
+    norm: Any = branch.norm
+    with torch.inference_mode():
+        layers = model(input_ids=tokens, output_hidden_states=True, use_cache=False).hidden_states
+        reached = norm(layers[3])
+        for backbone in (model.base_model, truncated(model, 2, name="tiny")):
+            alone = backbone(input_ids=tokens, use_cache=False).last_hidden_state
+            both = Grafted(backbone, branch_of(model, 2, 1, name="tiny"))(input_ids=tokens).last_hidden_state
+            torch.testing.assert_close(both, torch.cat((alone, reached), dim=-1))
+        again = model(input_ids=tokens, output_hidden_states=True, use_cache=False).hidden_states
+    assert all(torch.equal(a, b) for a, b in zip(layers, again, strict=True))
+
+
+@pytest.mark.parametrize("family", sorted(name for name, reuse in tiny.REUSE.items() if reuse and name != "opt"))
+def test_keys_and_values_of_a_branch_are_reused_too(family: str) -> None:
+    """Rows that share, step and roll back are those of whole sequences, the branch's states among them."""
+    model = tiny.causal_lm(family, dtype=torch.float32)  # some norms are in float32 whatever the model is in
+    branch = branch_of(model, 1, 2, name="tiny")
+    with torch.no_grad():
+        for parameter in branch.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    grafted = Grafted(model.base_model, branch)
+    head = torch.nn.Identity()
+    network = Network("tiny", grafted, HeadReadout(head), config=grafted.config, device=torch.device("cpu"))
+    assert network.reuse
+    assert isinstance(network._paged, FusedForward) == (family in MODEL_TYPES)  # pyright: ignore[reportPrivateUsage]
+
+
+def test_what_a_branch_cannot_copy_is_refused() -> None:
+    with pytest.raises(
+        ModelError, match=r"^branch=2 behind layer=3 of 'tiny' cannot be made: .* 4 to 5, of which there"
+    ):
+        branch_of(tiny.causal_lm("llama"), 3, 2, name="tiny")
+    with pytest.raises(ModelError, match="which are no plain list; use branch=0"):
+        branch_of(tiny.causal_lm("opt"), 2, 1, name="tiny")
+    adapted: Any = get_peft_model(tiny.causal_lm("llama"), LoraConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(ModelError, match="those of 'tiny' are under an adapter; merge it first"):
+        branch_of(adapted.base_model.model, 2, 1, name="tiny")

@@ -195,6 +195,17 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_head(world: Path) -> N
     assert not (made.folder / "checkpoints").exists()
 
 
+def test_a_branch_goes_on_to_the_bit(world: Path) -> None:
+    """Stopped between epochs, head and branch are those of a training that nobody stopped."""
+    whole = trained(recipe(world, "whole-branch", branch=1, epochs=4))
+    asked = recipe(world, "broken-branch", branch=1, epochs=4)
+    with pytest.raises(Stopped):
+        trained(asked, stop=("training", 2))
+    made = trained(asked, resume=True)
+    for name in ("value.safetensors", "value.json", "metrics.json"):
+        assert (made.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+
+
 def test_what_was_decoded_before_a_stop_is_not_decoded_again(world: Path) -> None:
     asked = recipe(world, "stopped")
     with pytest.raises(Stopped):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 from collections.abc import Sequence
@@ -19,10 +20,13 @@ import checkpoints
 from alignstar.aligner import Aligner
 from alignstar.cli import main
 from alignstar.errors import OptionError
+from alignstar.meter import together
 from alignstar.models.hf.value import HeadConfig, load_head
 from alignstar.models.toy import ToyModel
+from alignstar.train.branch_training import FittedBranch, Lines, Reading
 from alignstar.train.rollouts import Seen, drawn, valued
-from alignstar.train.value import Examples, Loss, check, examples, fit, train_value
+from alignstar.train.value import Examples, Loss, examples, fit
+from alignstar.train.value_training import check, train_value
 from alignstar.types import Ids
 from worlds import PROMPT, World, codec, random_world
 
@@ -193,9 +197,76 @@ def test_a_head_is_trained_the_same_twice_and_learns(tmp_path: Path) -> None:
     assert (notes["loss"], notes["examples"], notes["seed"]) == ("transfer-q", 300, 0)
 
 
+def told_by_position(n: int = 240) -> list[Seen]:
+    """Rewards that the last state of a random model hardly tells: whether a token of the beginning comes again."""
+    rng = np.random.default_rng(1)
+    rows = [tuple(rng.integers(3, 12, size=5).tolist()) for _ in range(n)]
+    return [
+        Seen(state=row[: i + 1], token=z, reward=float(z == row[0]), ended=True, prompt=number)
+        for number, row in enumerate(rows)
+        for i in (1, 4)
+        for z in (row[0], row[0] % 9 + 3)
+    ]
+
+
+def test_a_branch_is_trained_the_same_twice_and_learns_more_than_a_head(tmp_path: Path) -> None:
+    """The model itself stays as it is, to the bit, and as trainable as it was; what is stored tells what was fitted."""
+    sft = checkpoints.language_model(tmp_path / "sft", seed=0)
+    model: Any = AutoModelForCausalLM.from_pretrained(sft).eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    how: dict[str, Any] = {
+        "base": "../sft", "loss": "transfer-q", "epochs": 12, "batch_size": 32, "rank": 6, "width": 16,
+    }  # fmt: skip
+    seen = told_by_position()
+    alone = train_value(model, seen, out=tmp_path / "alone", **how)
+    how |= {"branch": 1, "branch_learning_rate": 1e-2}
+    first = train_value(model, seen, out=tmp_path / "a", **how)
+    again = train_value(model, seen, out=tmp_path / "b", **how)
+    still = train_value(model, seen, out=tmp_path / "c", **{**how, "branch_learning_rate": 1e-9})
+    lies = [replace(s, reward=1.0 - s.reward, weight=0.0) for s in seen]
+    undeceived = train_value(model, [*lies, *seen], out=tmp_path / "d", **{**how, "batch_size": 64})
+    assert (tmp_path / "a/value.safetensors").read_bytes() == (tmp_path / "b/value.safetensors").read_bytes()
+    assert first.losses == again.losses
+    assert undeceived.held_out[-1] < 0.7 * min(alone.held_out)
+    assert first.held_out[-1] < 0.7 * min(min(alone.held_out), min(still.held_out))
+    assert first.explained > alone.explained + 0.2
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    stored = load_head(str(tmp_path / "a"))
+    assert (stored.head.config.layer, stored.head.config.branch) == (1, 1)
+    with alignstar.load(sft=str(sft), value=str(tmp_path / "a"), device="cpu") as aligner:
+        value = aligner.values["value"]
+        told = asyncio.run(together([value.next_values(s.state, np.array([s.token])) for s in seen]))
+    assert isinstance(first, FittedBranch)
+    ends = np.mean([(float(q[0]) - s.reward) ** 2 / 2 for q, s in zip(told, seen, strict=True)])
+    assert ends < 0.7 * min(alone.losses)
+
+
+def test_rows_of_a_branch_hold_every_example_once() -> None:
+    """Each at its place in the one row that its text begins; an epoch takes every row once, lengths alike together."""
+    seen = [*told_by_position(40), *(replace(s, prompt=s.prompt + 40) for s in told_by_position(4))]
+    for rank in (0, 2):
+        lines = Lines(seen, rank=rank)
+        for s, row, position in zip(seen, lines.row.tolist(), lines.position.tolist(), strict=True):
+            assert lines.texts[row][: position + 1] == (s.state if rank else s.reached)
+    assert len(lines.texts) == 40
+    reading = Reading(Any, Any, torch.zeros(1), lines, batch_size=20, seed=0)  # type: ignore[arg-type]
+    apart = {seen[i].prompt for i in reading.held.nonzero()[:, 0].tolist()}
+    assert len(apart) == 4
+    for examples_, kept in ((reading.taught, ~reading.held), (reading.asked, reading.held)):
+        assert sorted(i for several in examples_.values() for i in several.tolist()) == kept.nonzero()[:, 0].tolist()
+    for epoch in (0, 1):
+        batches = [rows.tolist() for rows in reading.batches(epoch)]
+        assert sorted(row for rows in batches for row in rows) == reading.rows.tolist()
+        assert len(batches) == reading.steps
+    assert batches != [rows.tolist() for rows in reading.batches(0)]
+
+
 def test_what_cannot_be_learnt_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="loss=transfer-q with rank=0 would need a forward for every candidate"):
         check("transfer-q", 0)
+    with pytest.raises(OptionError, match="and branch=2 changes them; use branch=0 or another loss"):
+        check("cd-q", 0, 2)
     with pytest.raises(OptionError, match="No response has a usable reward"):
         train_value(None, [], base="x", out=tmp_path, loss="fudge")
 
@@ -224,7 +295,9 @@ def written(root: Path, **changes: Any) -> str:
 @pytest.mark.parametrize(
     "changes",
     [{"loss": "fudge", "rank": 0, "layer": 1}, {"loss": "cd-q", "rank": 0, "top_m": 2}, {"loss": "cd-q", "rank": 3},
-     {"loss": "transfer-q", "rank": 3, "k": 3, "rollout_len": 2}],
+     {"loss": "transfer-q", "rank": 3, "k": 3, "rollout_len": 2},
+     {"loss": "transfer-q", "rank": 4, "k": 3, "rollout_len": 2, "branch": 1},
+     {"loss": "fudge", "rank": 5, "branch": 1, "layer": 1}],
 )  # fmt: skip
 def test_from_a_recipe_to_decoding(
     changes: dict[str, Any], world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -258,6 +331,9 @@ def test_from_a_recipe_to_decoding(
         ({"out": "o", "prompts": "no.txt"}, "Prompts file 'no.txt' cannot be read"),
         ({"out": "o", "model": "./no"}, "'./no' does not exist"),
         ({"out": "o", "layer": 9}, "layer=9 of"),
+        ({"out": "o", "layer": 2, "branch": 1}, "branch=1 behind layer=2 of"),
+        ({"out": "o", "branch": 2}, "branch=2 behind layer=0 of"),
+        ({"out": "o", "branch": 1, "loss": "cd-q"}, "loss=cd-q learns from its own values in states that stay"),
         ({"out": "o", "reward": "rule:nothing"}, "rule:nothing"),
     ],
 )

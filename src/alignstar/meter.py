@@ -82,18 +82,20 @@ class Meter:
         computed: int | None = None,
         calls: int = 0,
         held: int = 0,
+        along: bool = False,
     ) -> None:
         """Charge the positions of texts read together by a model that is `share` of a language model.
 
         What texts begin with in common counts once. The charge is rounded up over all that was ever read, so that it
-        does not depend on how the reading was divided. `computed`, `calls` and `held` as in `forward`.
+        does not depend on how the reading was divided. `computed`, `calls` and `held` as in `forward`; `along`: read in
+        forwards that are charged already, so that nobody waits for it.
         """
         tree = self._pushed.setdefault(model, RadixTree())
         before = tree.size
         for text in texts:
             tree.insert(text)
         new = tree.size - before
-        if new:
+        if new and not along:
             depth.set(depth.get() + 1)
             self.deepest = max(self.deepest, depth.get())
         self.add("lm_tokens", _rounded_up(share * tree.size) - _rounded_up(share * before))

@@ -10,7 +10,7 @@ from typing import Any
 
 from alignstar.errors import ModelError
 from alignstar.layers.choice import Band
-from alignstar.models.hf.value import layer_list, truncated
+from alignstar.models.hf.branch import layer_list, truncated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

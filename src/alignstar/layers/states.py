@@ -18,8 +18,8 @@ from transformers import AutoModel
 from alignstar.errors import FailedError, ModelError, PromptError
 from alignstar.layers.variability import variability
 from alignstar.models.hf.adapters import is_adapter
+from alignstar.models.hf.branch import layer_list
 from alignstar.models.hf.load import Library, check_checkpoint
-from alignstar.models.hf.value import layer_list
 from alignstar.sampling import Array
 
 Pool: TypeAlias = Literal["mean", "last"]

@@ -1,4 +1,4 @@
-"""A value head on its way: its weights, its optimizer and the best weights so far, and all of that as one file.
+"""A value head on its way: its weights, its optimizer and the best weights so far, all of that as one file; the epochs.
 
 The file is in safetensors: numbers and JSON, nothing that runs. Knows no loss and no data.
 """
@@ -6,32 +6,70 @@ The file is in safetensors: numbers and JSON, nothing that runs. Knows no loss a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Protocol
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.nn.utils import clip_grad_norm_
 
+from alignstar.errors import FailedError
 from alignstar.files import replacing
-from alignstar.models.hf.value import ValueHead
+from alignstar.sampling import IntArray
+from alignstar.train.settings import OnProgress
 
 HEAD, BEST, OPTIMIZER, TOLD = "head.", "best.", "optimizer.", "training"
 
 
-class HeadTraining:
-    """A head that is fitted in at most `steps` steps; `losses` and `held_out` are those of its epochs so far."""
+class Lesson(Protocol):
+    """What a head learns from."""
 
-    def __init__(self, head: ValueHead, *, learning_rate: float, steps: int) -> None:
+    @property
+    def steps(self) -> int:
+        """Batches of an epoch."""
+        ...
+
+    def batches(self, epoch: int) -> Iterable[IntArray]:
+        """An epoch's batches, rows of what is learned from; no more than `steps`."""
+        ...
+
+    def loss(self, rows: IntArray) -> torch.Tensor:
+        """The loss [] on a batch, with its gradient."""
+        ...
+
+    def judged(self) -> float:
+        """The loss on what is held out."""
+        ...
+
+
+class HeadTraining:
+    """A head that is fitted in at most `steps` steps; `losses` and `held_out` are those of its epochs so far.
+
+    `rates` are the learning rates of its parts, by the names of its children; `learning_rate` is that of all others.
+    """
+
+    def __init__(
+        self,
+        head: torch.nn.Module,
+        *,
+        learning_rate: float,
+        steps: int,
+        rates: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
         self.head = head
         self.losses: list[float] = []
         self.held_out: list[float] = []
         self.best: Mapping[str, torch.Tensor] = _copy(head)
-        self._optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=1e-4)
+        parts = {name: list(part.parameters()) for name, part in head.named_children()}
+        rate = {name: rates.get(name, learning_rate) for name, parameters in parts.items() if parameters}
+        groups = [{"params": parts[name], "lr": rate[name]} for name in rate]
+        self._optimizer = torch.optim.AdamW(groups, weight_decay=1e-4)
         self._schedule = torch.optim.lr_scheduler.OneCycleLR(
             self._optimizer,
-            max_lr=learning_rate,
+            max_lr=list(rate.values()),
             total_steps=max(steps + 1, 11),  # of 10 the warm-up would be no step, which torch divides by
             pct_start=0.1,
         )
@@ -86,7 +124,40 @@ class HeadTraining:
         self._schedule.load_state_dict({"last_epoch": told["steps"]})
 
 
-def _copy(head: ValueHead) -> dict[str, torch.Tensor]:
+def learn(
+    going: HeadTraining,
+    lesson: Lesson,
+    *,
+    epochs: int,
+    learning_rate: float,
+    checkpoint: Path | None,
+    on_progress: OnProgress,
+) -> None:
+    """Train to the end, from the file `checkpoint` where it is there; it is written after every epoch (None: never).
+
+    The head has the weights of its best epoch then. Raises FailedError where the loss is not finite.
+    """
+    if checkpoint is not None and checkpoint.exists():
+        going.load(checkpoint)
+    for epoch in range(len(going.losses), epochs):
+        on_progress("training", epoch, epochs)
+        total, count = 0.0, 0
+        for rows in lesson.batches(epoch):
+            value = lesson.loss(rows)
+            going.step(value)
+            total += float(value.detach()) * len(rows)
+            count += len(rows)
+        judged = lesson.judged()
+        if not judged < float("inf"):
+            raise FailedError(f"The value head's loss became {judged}; lower learning_rate={learning_rate:g}.")
+        going.end_epoch(total / count, judged)
+        if checkpoint is not None:
+            going.save(checkpoint)
+        on_progress("training", epoch + 1, epochs)
+    going.head.load_state_dict(going.best)
+
+
+def _copy(head: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in head.state_dict().items()}
 
 

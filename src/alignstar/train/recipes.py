@@ -168,6 +168,8 @@ class ValueRecipe(Section):
     layer: Positive | LayerChoice | None = None
     rank: Annotated[int, Ge(0)] = 32
     width: Annotated[int, Ge(0)] = 0
+    branch: Annotated[int, Ge(0)] = 0
+    branch_learning_rate: Rate = 5e-4
     responses: Positive = 4
     max_new_tokens: Positive = 128
     top_m: Positive = 8

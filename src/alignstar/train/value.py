@@ -7,7 +7,7 @@ rollouts of the baseline. All are 1/2 (V - target)^2. Knows tensors and heads; r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -15,14 +15,11 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import torch
 
-from alignstar.errors import FailedError, OptionError
-from alignstar.layers.choice import band_of, needs_star
-from alignstar.layers.states import layer_variabilities
-from alignstar.layers.variability import star_of
+from alignstar.models.hf.branch import truncated
 from alignstar.models.hf.classifier import chains
-from alignstar.models.hf.value import HeadConfig, ValueHead, save_head, truncated
-from alignstar.sampling import Noise
-from alignstar.train.head_training import HeadTraining
+from alignstar.models.hf.value import HeadConfig, ValueHead
+from alignstar.sampling import IntArray, Noise
+from alignstar.train.head_training import HeadTraining, learn
 from alignstar.train.rollouts import Seen
 from alignstar.train.settings import OnProgress, untold
 from alignstar.types import Ids
@@ -31,9 +28,6 @@ Loss: TypeAlias = Literal["fudge", "cd-q", "transfer-q"]
 
 POSITIONS = 8192
 """Most positions of one forward of the trunk."""
-
-MEASURED = 4096
-"""Most states on which l* is measured."""
 
 HELD_OUT = 0.1
 """Share of the prompts on which the epochs are compared."""
@@ -108,30 +102,14 @@ def fit(
     The same seed gives the same head on the same machine, also where the training goes on from the file `checkpoint`,
     into which every epoch is written (None: nowhere). Raises FailedError where the loss is not finite.
     """
-    mean, scale = _moments(data)
+    mean, scale = moments(data.rewards, data.weights)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = ValueHead(replace(config, mean=mean, scale=scale))
     training, judging = _split(data, torch.Generator().manual_seed(seed))
-    n = len(training.at)
-    going = HeadTraining(head, learning_rate=learning_rate, steps=epochs * -(-n // batch_size))
-    if checkpoint is not None and checkpoint.exists():
-        going.load(checkpoint)
-    for epoch in range(len(going.losses), epochs):
-        on_progress("training", epoch, epochs)
-        total = 0.0
-        for rows in _order(n, seed=seed, epoch=epoch).split(batch_size):
-            value = loss_of(head, training.only(rows), loss)
-            going.step(value)
-            total += float(value.detach()) * len(rows)
-        judged = _error(head, judging, loss)
-        if not judged < float("inf"):
-            raise FailedError(f"The value head's loss became {judged}; lower learning_rate={learning_rate:g}.")
-        going.end_epoch(total / n, judged)
-        if checkpoint is not None:
-            going.save(checkpoint)
-        on_progress("training", epoch + 1, epochs)
-    head.load_state_dict(going.best)
+    lesson = Rows(head, training, judging, loss=loss, batch_size=batch_size, seed=seed)
+    going = HeadTraining(head, learning_rate=learning_rate, steps=epochs * lesson.steps)
+    learn(going, lesson, epochs=epochs, learning_rate=learning_rate, checkpoint=checkpoint, on_progress=on_progress)
     spread = float(targets(head, judging, loss).var(correction=0))
     return Fitted(
         head=head.eval(),
@@ -141,9 +119,44 @@ def fit(
     )
 
 
-def _order(n: int, *, seed: int, epoch: int) -> torch.Tensor:
-    """In which order an epoch takes the examples."""
-    return torch.from_numpy(np.argsort(Noise(seed=seed, purpose="examples", step=epoch).uniform(0, n), kind="stable"))
+class Rows:
+    """A Lesson of examples whose states do not change."""
+
+    def __init__(
+        self, head: ValueHead, training: Examples, judging: Examples, *, loss: Loss, batch_size: int, seed: int
+    ) -> None:
+        self.head = head
+        self.training = training
+        self.judging = judging
+        self.kind: Loss = loss
+        self.batch_size = batch_size
+        self.seed = seed
+
+    @property
+    def steps(self) -> int:
+        """See Lesson."""
+        return -(-len(self.training.at) // self.batch_size)
+
+    def batches(self, epoch: int) -> Iterator[IntArray]:
+        """See Lesson."""
+        order = shuffled(len(self.training.at), seed=self.seed, epoch=epoch)
+        yield from (order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size))
+
+    def loss(self, rows: IntArray) -> torch.Tensor:
+        """See Lesson."""
+        return loss_of(self.head, self.training.only(torch.from_numpy(rows)), self.kind)
+
+    @torch.no_grad()
+    def judged(self) -> float:
+        """See Lesson."""
+        parts = [self.judging.only(rows) for rows in torch.arange(len(self.judging.at)).split(POSITIONS)]
+        total = sum(float(loss_of(self.head, part, self.kind)) * float(part.weights.sum()) for part in parts)
+        return total / float(self.judging.weights.sum())
+
+
+def shuffled(n: int, *, seed: int, epoch: int) -> IntArray:
+    """In which order an epoch takes n examples."""
+    return np.argsort(Noise(seed=seed, purpose="examples", step=epoch).uniform(0, n), kind="stable")
 
 
 def examples(
@@ -181,77 +194,6 @@ def examples(
     )
 
 
-def train_value(
-    model: Any,
-    seen: Sequence[Seen],
-    *,
-    base: str,
-    out: Path,
-    loss: Loss,
-    layer: int | str | None = None,
-    rank: int = 32,
-    width: int = 0,
-    epochs: int = 10,
-    batch_size: int = 512,
-    learning_rate: float = 3e-3,
-    seed: int = 0,
-    checkpoint: Path | None = None,
-    on_progress: OnProgress = untold,
-) -> Fitted:
-    """Fit a head on `seen` and write it to `out`. `base` is how the head names the model; `checkpoint` as in `fit`.
-
-    `layer` None is the last one; in words (`alignstar.layers.choice`), the one at which the choice puts its head: no
-    layer of the model is trained. Raises OptionError for a loss that the head cannot learn, or nothing to learn from.
-    """
-    check(loss, rank)
-    if not seen:
-        raise OptionError("No response has a usable reward: there is nothing to learn from; look at the reward.")
-    last: int = model.base_model.config.num_hidden_layers
-    chosen = _head_layer(model, layer, rank, seen, last) if isinstance(layer, str) else layer or last
-    data = examples(model, chosen, rank, seen, name=base, on_progress=on_progress)
-    config = HeadConfig(base=base, layer=chosen, state_size=data.states.shape[1], rank=rank, width=width)
-    made = fit(
-        config, data, loss=loss, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed,
-        checkpoint=checkpoint, on_progress=on_progress,
-    )  # fmt: skip
-    notes = {
-        "loss": loss, "examples": len(seen), "states": len(data.states), "epochs": epochs, "batch_size": batch_size,
-        "learning_rate": learning_rate, "seed": seed, "explained": round(made.explained, 4),
-    }  # fmt: skip
-    save_head(made.head, out, notes=notes)
-    return made
-
-
-def check(loss: Loss, rank: int) -> None:
-    """Raises OptionError for a loss that a head of this rank cannot learn."""
-    if loss == "transfer-q" and rank == 0:
-        raise OptionError(
-            "loss=transfer-q with rank=0 would need a forward for every candidate; use a rank of 1 or more, which "
-            "values all tokens after a state at once."
-        )
-
-
-def check_layer(model: Any, layer: int | str | None, *, name: str) -> None:
-    """Raises ModelError or OptionError for a layer of `train_value` that the model has not."""
-    last: int = model.base_model.config.num_hidden_layers
-    if isinstance(layer, str):
-        band_of(layer, layers=last, star=last)
-    else:
-        truncated(model, layer or last, name=name)
-
-
-def _head_layer(model: Any, choice: str, rank: int, seen: Sequence[Seen], last: int) -> int:
-    """Where a choice puts the head; l* is the layer whose states tell the rewards' quarters apart best."""
-    if not needs_star(choice):
-        return band_of(choice, layers=last).head
-    some = seen[:: -(-len(seen) // MEASURED)]
-    rewards = np.array([s.reward for s in some])
-    quarters = np.digitize(rewards, np.unique(np.quantile(rewards, (0.25, 0.5, 0.75))))
-    texts = [s.state if rank else s.reached for s in some]
-    nu = layer_variabilities(model, texts, quarters.tolist(), special=(), pool="last")
-    return band_of(choice, layers=last, star=star_of(nu)).head
-
-
 def last_states(trunk: Any, texts: Sequence[Ids], on_forward: Callable[[int], None]) -> torch.Tensor:
     """Hidden states [texts, d] at each text's last token; texts that begin each other are read in one row.
 
@@ -282,24 +224,21 @@ def last_states(trunk: Any, texts: Sequence[Ids], on_forward: Callable[[int], No
     return states
 
 
-def _moments(data: Examples) -> tuple[float, float]:
-    mean = float((data.weights * data.rewards).sum() / data.weights.sum())
-    spread = float((data.weights * (data.rewards - mean) ** 2).sum() / data.weights.sum()) ** 0.5
+def moments(rewards: torch.Tensor, weights: torch.Tensor) -> tuple[float, float]:
+    """Mean and standard deviation of rewards [N] by weight; 1 for a deviation of 0."""
+    mean = float((weights * rewards).sum() / weights.sum())
+    spread = float((weights * (rewards - mean) ** 2).sum() / weights.sum()) ** 0.5
     return mean, spread or 1.0
 
 
-def _split(data: Examples, generator: torch.Generator) -> tuple[Examples, Examples]:
-    """Training and held-out prompts; with fewer than 1 / HELD_OUT prompts all are both."""
-    prompts = data.prompt.unique()
+def held_out(prompt: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Which of the rows [N] of prompts are held out: HELD_OUT of the prompts; none with fewer than 1 / HELD_OUT."""
+    prompts = prompt.unique()
     held = prompts[torch.randperm(len(prompts), generator=generator)[: int(HELD_OUT * len(prompts))]]
-    if not len(held):
-        return data, data
-    apart = torch.isin(data.prompt, held)
-    return data.only(~apart), data.only(apart)
+    return torch.isin(prompt, held)
 
 
-@torch.no_grad()
-def _error(head: ValueHead, data: Examples, loss: Loss) -> float:
-    parts = [data.only(rows) for rows in torch.arange(len(data.at)).split(POSITIONS)]
-    total = sum(float(loss_of(head, part, loss)) * float(part.weights.sum()) for part in parts)
-    return total / float(data.weights.sum())
+def _split(data: Examples, generator: torch.Generator) -> tuple[Examples, Examples]:
+    """Training and held-out prompts; both are all of them where none is held out."""
+    apart = held_out(data.prompt, generator)
+    return (data.only(~apart), data.only(apart)) if apart.any() else (data, data)

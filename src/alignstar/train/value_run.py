@@ -28,7 +28,8 @@ from alignstar.train.prompts import encoded, left_out, with_room
 from alignstar.train.recipes import ValueRecipe
 from alignstar.train.rollouts import Seen, drawn, valued
 from alignstar.train.settings import OnProgress, untold
-from alignstar.train.value import Fitted, check, check_layer, train_value
+from alignstar.train.value import Fitted
+from alignstar.train.value_training import check, check_layer, train_value
 from alignstar.types import Message, Prompt
 
 FIRST = 1
@@ -67,7 +68,7 @@ def train_head(
     without `resume` or `overwrite` for one where this was begun or is finished; PromptError, with its place, for a
     prompt that the model cannot be given; ModelError for a model that is none. All of that before anything is decoded.
     """
-    check(recipe.loss, recipe.rank)
+    check(recipe.loss, recipe.rank, recipe.branch)
     with TrainingFolder(Path(recipe.out)) as folder:
         folder.admit(resume=resume, overwrite=overwrite)
         with load(baseline=recipe.model, reward=recipe.reward, device=recipe.device) as aligner:
@@ -77,7 +78,7 @@ def train_head(
             usable = with_room(
                 prompts, limit=model.max_context, rewards=[aligner.rewards["reward"]], following=recipe.max_new_tokens
             )
-            check_layer(model.network.module, recipe.layer, name=recipe.model)
+            check_layer(model.network.module, recipe.layer, recipe.branch, name=recipe.model)
             checkpoint = folder.begin(_fixed(recipe, usable), overwrite=overwrite)
             at = folder.checkpoints / f"checkpoint-{FIRST}"
             with Kept(at / RESPONSES) as kept:
@@ -145,9 +146,9 @@ def _fit(
     path = located(recipe.model)
     return train_value(
         module, seen, base=os.path.relpath(path, folder.path) if Path(path).is_dir() else path, out=folder.path,
-        loss=recipe.loss, layer=recipe.layer, rank=recipe.rank, width=recipe.width, epochs=recipe.epochs,
-        batch_size=recipe.batch_size, learning_rate=recipe.learning_rate, seed=recipe.seed, checkpoint=checkpoint,
-        on_progress=on_progress,
+        loss=recipe.loss, layer=recipe.layer, rank=recipe.rank, width=recipe.width, branch=recipe.branch,
+        branch_learning_rate=recipe.branch_learning_rate, epochs=recipe.epochs, batch_size=recipe.batch_size,
+        learning_rate=recipe.learning_rate, seed=recipe.seed, checkpoint=checkpoint, on_progress=on_progress,
     )  # fmt: skip
 
 

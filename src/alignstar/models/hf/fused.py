@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol, cast
 import torch
 from torch.nn import functional as F
 
+from alignstar.models.hf.branch import EPS, Branch, Grafted
 from alignstar.models.hf.packed import layout
 from alignstar.models.hf.paged import Packed, PagedRow, Pool
 
@@ -71,7 +72,10 @@ def fused_forward(
         return None  # an adapter's, or quantised
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * len(blocks)
     layers = [_layer(block, kind) for block, kind in zip(blocks, kinds, strict=True)]
-    return FusedForward(module, backbone, layers, windows=windows, dtype=dtype, device=device, layout=layout)
+    branch = module.branch if isinstance(module, Grafted) else None
+    return FusedForward(
+        module, backbone, layers, branch=branch, windows=windows, dtype=dtype, device=device, layout=layout
+    )
 
 
 def _linears(block: Any) -> list[torch.nn.Module]:
@@ -150,12 +154,15 @@ class FusedForward:
         backbone: Any,
         layers: Sequence[Layer],
         *,
+        branch: Branch | None,
         windows: dict[str, int | None],
         dtype: torch.dtype,
         device: torch.device,
         layout: Callable[..., Packed],
     ) -> None:
         self.layout = layout
+        self.leaves, self.returns = (-1, -1) if branch is None else (branch.at, branch.at + len(branch.layers))
+        self.branch_norm = None if branch is None else Norm(branch.norm.weight, EPS)
         self.head: Any = getattr(module, "lm_head", None)
         self.backbone = backbone
         self.layers = layers
@@ -178,7 +185,12 @@ class FusedForward:
         cos, sin = (
             t.reshape(batch * queries, 1, -1) for t in self.backbone.rotary_emb(hidden, position_ids=packed.positions)
         )
+        left = reached = hidden
         for index, layer in enumerate(self.layers):
+            if index == self.leaves:
+                left = hidden
+            if index == self.returns:
+                reached, hidden = hidden, left
             query, new = self.before(hidden, layer, cos, sin)
             buffer = pool.buffer(index, new)
             buffer.index_copy_(0, packed.written, new)
@@ -193,9 +205,12 @@ class FusedForward:
                 enable_gqa=query.shape[1] != keys.shape[1],
             )
             hidden = self.after(hidden, attended.transpose(1, 2).reshape(batch * queries, -1), layer)
-        hidden = hidden.view(batch, queries, -1) if packed.rows is None else hidden[packed.rows]
-        hidden = _rms_norm(hidden, self.norm)
+        if self.returns == len(self.layers):
+            reached, hidden = hidden, left
+        hidden = _rms_norm(_by_row(hidden, packed), self.norm)
         logits = None if self.head is None else self.head(hidden[:, -logits_to_keep:])
+        if self.branch_norm is not None:
+            hidden = torch.cat((hidden, _rms_norm(_by_row(reached, packed), self.branch_norm)), dim=-1)
         return SimpleNamespace(last_hidden_state=hidden, logits=logits)
 
 
@@ -224,6 +239,11 @@ def after_attention(hidden: torch.Tensor, attended: torch.Tensor, layer: Layer) 
     hidden = hidden + F.linear(attended, *layer.out)
     gate, up = F.linear(_rms_norm(hidden, layer.mlp_norm), *layer.gate_up).chunk(2, dim=-1)
     return hidden + F.linear(F.silu(gate).mul_(up), *layer.down)
+
+
+def _by_row(hidden: torch.Tensor, packed: Packed) -> torch.Tensor:
+    """States [N, H] of all positions as [rows, longest, H]."""
+    return hidden.view(*packed.tokens.shape, -1) if packed.rows is None else hidden[packed.rows]
 
 
 def _rms_norm(x: torch.Tensor, norm: Norm) -> torch.Tensor:

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from alignstar.engine import Engine
 from alignstar.errors import ModelError, OptionError
 from alignstar.models.hf.adapters import SharedBase, Switch, base_of, is_adapter
+from alignstar.models.hf.branch import truncated
 from alignstar.models.hf.classifier import HFClassifier
 from alignstar.models.hf.codec import HFCodec, check_same_tokens, load_tokenizer, special_id
 from alignstar.models.hf.compiled import check_compiler
@@ -35,7 +36,6 @@ from alignstar.models.hf.value import (
     ValueHead,
     read_off,
     read_trunk,
-    truncated,
 )
 from alignstar.sampling import GREEDY, Sampling
 
@@ -150,15 +150,17 @@ class Library:
                 f"has {embeddings.shape[1]}; train it again."
             )
         limit = context_limit(model.config.get_text_config())
+        own = _size(head) + sum(weight.numel() for weight in stored.weights.values())
         if key in self._tapped:
-            return HFValue(stored.folder, head, embeddings, read_off(self._models[key]), limit)
-        trunk = truncated(model, head.config.layer, name=stored.base)
+            return HFValue(stored.folder, head, embeddings, read_off(self._models[key], own / _size(model)), limit)
+        trunk: Any = truncated(model, head.config.layer, name=stored.base)
+        share = (_size(trunk) + own) / _size(model)
+        trunk = stored.grafted(model, trunk) or trunk
         head.to(device=self.device, dtype=embeddings.dtype)
         network = Network(
-            stored.folder, trunk, HeadReadout(head.state), config=trunk.config, device=self.device, adapter=switch,
-            reuse=self.reuse, compile=self.compile,
+            stored.folder, trunk, HeadReadout(head.state, head.config.state_size), config=trunk.config,
+            device=self.device, adapter=switch, reuse=self.reuse, compile=self.compile,
         )  # fmt: skip
-        share = (_size(trunk) + _size(head)) / _size(model)
         return HFValue(
             stored.folder, head, embeddings, read_trunk(self._heads(network, max(1, head.config.rank)), share), limit
         )
@@ -289,11 +291,14 @@ class Library:
         settings: dict[str, Any] = {
             "config": config, "device": self.device, "adapter": switch, "reuse": self.reuse, "compile": self.compile
         }  # fmt: skip
-        head = self._head_on_last_layer(path, model_, size)
-        if head is None:
+        tapped = self._read_along(path, model_, size)
+        if tapped is None:
             network = Network(path, model, LogitsReadout(model, size), **settings)
         else:
-            network = Network(path, model_.base_model, TappedReadout(model_, size, head), **settings)
+            head, backbone = tapped
+            network = Network(
+                path, backbone, TappedReadout(model_, size, head), **{**settings, "config": backbone.config}
+            )
             self._tapped.add(_key(path))
         eos = _ids(model_.config.eos_token_id) | _ids(model_.generation_config.eos_token_id)
         own = special_id(self.tokenizer(path), "eos")
@@ -307,22 +312,28 @@ class Library:
             default_sampling=_sampling(model_.generation_config),
         )
 
-    def _head_on_last_layer(self, path: str, model: Any, size: int) -> ValueHead | None:
-        """The expected head, if it reads this model's last layer and the logits are a product of the same states."""
+    def _read_along(self, path: str, model: Any, size: int) -> tuple[ValueHead, Any] | None:
+        """The expected head and the backbone that it is read off, if it reads this model's last layer or has a branch.
+
+        None too where the logits are not a product of the model's last states.
+        """
         stored = self._expected
         if stored is None or _key(stored.base) != _key(path):
             return None
         head, last = stored.head, model.base_model.config.num_hidden_layers
-        if (head.config.layer, head.config.state_size) != (last, model.get_output_embeddings().in_features):
+        if head.config.state_size != model.get_output_embeddings().in_features:
             return None
+        if not head.config.branch and head.config.layer != last:
+            return None
+        backbone = stored.grafted(model, model.base_model) or model.base_model
         head.to(device=self.device, dtype=next(model.parameters()).dtype)
         tokens = torch.arange(min(size, 8), device=self.device)[None]
         with torch.inference_mode():
             read = TappedReadout(model, size, head)
-            told = read(lambda: model.base_model(input_ids=tokens, use_cache=False), tokens.shape[1])
+            told = read(lambda: backbone(input_ids=tokens, use_cache=False), tokens.shape[1])
             logits = model(input_ids=tokens, use_cache=False).logits
             same = torch.allclose(told[..., :size], logits[..., :size], rtol=1e-5, atol=1e-6)
-        return head if same else None  # some models bend their logits behind the product
+        return (head, backbone) if same else None  # some models bend their logits behind the product
 
     def _room(self, network: Network) -> int:
         """KV positions a model may hold: as asked, or what fits a 16th of memory (a quarter of a GPU's free)."""

@@ -58,14 +58,19 @@ class LogitsReadout:
 
 
 class HeadReadout:
-    """The outputs of a linear head on the last positions' hidden states of a causal backbone."""
+    """The outputs of a linear head on the last positions' hidden states of a causal backbone.
 
-    def __init__(self, head: torch.nn.Module) -> None:
+    `size` is how many numbers of a state it reads, the last ones; None: all.
+    """
+
+    def __init__(self, head: torch.nn.Module, size: int | None = None) -> None:
         self.head = head
+        self.size = size
 
     def __call__(self, run: Callable[..., Any], want: int) -> torch.Tensor:
         """Head outputs [B, want, labels]."""
-        return self.head(run().last_hidden_state[:, -want:])
+        hidden = run().last_hidden_state[:, -want:]
+        return self.head(hidden if self.size is None else hidden[..., -self.size :])
 
 
 class PooledReadout:

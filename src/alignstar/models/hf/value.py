@@ -1,17 +1,16 @@
 """A value head on a layer of a causal language model: its module, its files, and how it is read while decoding.
 
-A head reads the model's hidden state (after the final norm) of layer `layer`; a folder holds value.safetensors and
-value.json, which names the model. On the last layer of the very model that decodes it is read off that model's own
-forward, which costs nothing; else a trunk of its own runs, with the layers above cut off. Knows torch and engine rows;
-no reward and no loss.
+A head reads the model's hidden state (after the final norm) of layer `layer`, or that of a branch of own layers behind
+it; a folder holds value.safetensors and value.json, which names the model. On the last layer of the very model that
+decodes, or on a branch of it, it is read off that model's own forward; else a trunk of its own runs, with the layers
+above cut off. What is its own counts by its parameters. Knows torch and engine rows; no reward and no loss.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -22,12 +21,16 @@ from safetensors.torch import load_file, save_file
 
 from alignstar.errors import EngineError, ModelError
 from alignstar.meter import current_meter, together
+from alignstar.models.hf.branch import Branch, Grafted, branch_of
 from alignstar.models.hf.classifier import HFClassifier
 from alignstar.models.hf.language import HFModel
 from alignstar.sampling import Array, IntArray
 from alignstar.types import Ids
 
 CONFIG, WEIGHTS = "value.json", "value.safetensors"
+
+BRANCH = "branch."
+"""Begins the names of a branch's weights in the file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +39,7 @@ class HeadConfig:
 
     `rank` 0 is a prefix scorer, V(s) from the state of s; above, Q(s, z) is a product of so many numbers of s and of z.
     `width` is that of a hidden layer over the state (0: none). Values are mean + scale times what the head gives.
+    `branch` is how many layers of its own go on behind layer `layer` (`Branch`), 0 for none.
     """
 
     base: str
@@ -45,6 +49,7 @@ class HeadConfig:
     width: int = 0
     mean: float = 0.0
     scale: float = 1.0
+    branch: int = 0
 
 
 class ValueHead(torch.nn.Module):
@@ -70,10 +75,28 @@ class ValueHead(torch.nn.Module):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredHead:
-    """A head that was read from `folder`."""
+    """A head that was read from `folder`, and the weights of its branch."""
 
     folder: str
     head: ValueHead
+    weights: Mapping[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
+
+    def grafted(self, model: Any, backbone: Any) -> Grafted | None:
+        """`backbone`, that of its model or one cut off, with its branch; None where it has none.
+
+        Raises ModelError where the branch does not fit the model.
+        """
+        config = self.head.config
+        if not config.branch:
+            return None
+        branch = branch_of(model, config.layer, config.branch, name=self.base)
+        try:
+            branch.load_state_dict(self.weights)
+        except RuntimeError as error:
+            raise ModelError(
+                f"value={self.folder!r} has a branch whose weights do not fit {self.base!r}; train it again."
+            ) from error
+        return Grafted(backbone, branch.eval())
 
     @property
     def base(self) -> str:
@@ -83,10 +106,13 @@ class StoredHead:
         return str(beside.resolve()) if beside.is_dir() else named
 
 
-def save_head(head: ValueHead, folder: Path, *, notes: Mapping[str, Any]) -> None:
-    """Write a head in float32; `notes` (how it was trained) stand in its config too, where nothing reads them."""
+def save_head(head: ValueHead, folder: Path, *, notes: Mapping[str, Any], branch: Branch | None = None) -> None:
+    """Write a head and its branch in float32; `notes` (how it was trained) stand in its config too, unread."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().to(torch.float32).contiguous() for name, tensor in head.state_dict().items()}
+    state = dict(head.state_dict())
+    if branch is not None:
+        state |= {f"{BRANCH}{name}": tensor for name, tensor in branch.state_dict().items()}
+    weights = {name: tensor.detach().to(torch.float32).contiguous() for name, tensor in state.items()}
     save_file(weights, folder / WEIGHTS)
     (folder / WEIGHTS).chmod(0o644)  # written as private
     (folder / CONFIG).write_text(json.dumps({**asdict(head.config), "notes": dict(notes)}, indent=2) + "\n")
@@ -97,70 +123,48 @@ def load_head(folder: str) -> StoredHead:
     for name in (CONFIG, WEIGHTS):
         if not (Path(folder) / name).is_file():
             raise ModelError(f"value={folder!r} holds no {name}; give a folder that `alignstar train value` wrote.")
-    known = {field.name for field in fields(HeadConfig)}
+    known = {entry.name for entry in fields(HeadConfig)}
     try:
         given = json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8"))
         head = ValueHead(HeadConfig(**{name: value for name, value in given.items() if name in known}))
-        head.load_state_dict(load_file(Path(folder) / WEIGHTS))
+        weights = load_file(Path(folder) / WEIGHTS)
+        own = {name.removeprefix(BRANCH): weights.pop(name) for name in [*weights] if name.startswith(BRANCH)}
+        head.load_state_dict(weights)
     except (ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"value={folder!r} cannot be read as a value head ({str(error).splitlines()[0]}); train it again."
         ) from error
-    return StoredHead(folder=folder, head=head.eval())
-
-
-def layer_list(backbone: Any) -> str | None:
-    """What a backbone calls the list of its layers; None where they are no plain list of its own."""
-    total = backbone.config.num_hidden_layers
-    lists = [n for n, m in backbone.named_children() if isinstance(m, torch.nn.ModuleList) and len(m) == total]
-    return lists[0] if len(lists) == 1 else None
-
-
-def truncated(model: Any, layers: int, *, name: str) -> Any:
-    """A causal model's backbone without the layers above the first `layers`, on the same weights.
-
-    Raises ModelError where the backbone has not so many layers, or they are no plain list.
-    """
-    backbone = model.base_model
-    total = backbone.config.num_hidden_layers
-    if layers == total:
-        return backbone
-    listed = layer_list(backbone)
-    if not 1 <= layers < total or listed is None:
-        raise ModelError(f"layer={layers} of {name!r} cannot be read; it has layers 1 to {total}, use layer={total}.")
-    config = copy.deepcopy(backbone.config)
-    config.num_hidden_layers = layers
-    if config.to_dict().get("layer_types"):
-        config.layer_types = config.layer_types[:layers]
-    cut = copy.copy(backbone)
-    cut._modules = {**backbone._modules, listed: torch.nn.ModuleList(list(backbone.get_submodule(listed))[:layers])}
-    cut.config = config
-    return cut
+    return StoredHead(folder=folder, head=head.eval(), weights=own)
 
 
 class TappedReadout:
-    """Next-token logits and, behind them, a head's features of the same hidden states."""
+    """Next-token logits and, behind them, a head's features of the same hidden states, or of its branch's."""
 
     def __init__(self, model: Any, vocab_size: int, head: ValueHead) -> None:
         self.logits = model.get_output_embeddings()
         self.vocab_size = vocab_size
         self.features = head.state
+        self.size = head.config.state_size
 
     def __call__(self, run: Callable[..., Any], want: int) -> torch.Tensor:
-        """[B, want, vocab_size + features]; `run` is the backbone's."""
+        """[B, want, vocab_size + features]; `run` is the backbone's, or that of one with a branch."""
         hidden = run().last_hidden_state[:, -want:]
-        return torch.cat((self.logits(hidden)[..., : self.vocab_size], self.features(hidden)), dim=-1)
+        own, read = hidden[..., : self.size], hidden[..., -self.size :]  # the same where there is no branch
+        return torch.cat((self.logits(own)[..., : self.vocab_size], self.features(read)), dim=-1)
 
 
 Reading: TypeAlias = Callable[[Sequence[Ids]], Awaitable[Array]]
 """Features [texts, ...] of the states after texts."""
 
 
-def read_off(model: HFModel) -> Reading:
-    """Features from the decoding model's own forward; a state that it has seen costs nothing."""
+def read_off(model: HFModel, share: float) -> Reading:
+    """Features from the decoding model's own forward; what is not the model's counts as `share` of a position more."""
+    key = ("value", model)
 
     async def read(texts: Sequence[Ids]) -> Array:
-        return np.array(await together([model.features(text) for text in texts]))
+        told = np.array(await together([model.features(text) for text in texts]))
+        current_meter().read(key, texts, share=share, along=True)
+        return told
 
     return read
 
