@@ -74,6 +74,38 @@ def test_a_reader_who_leaves_early_ends_the_request(aligner: Aligner) -> None:
         assert seen == whole[: count + 1]
 
 
+@pytest.mark.parametrize("method", ["greedy", "sample"])
+async def test_who_waits_for_the_end_gets_what_a_reader_sees(method: str, aligner: Aligner) -> None:
+    """Step by step, near ties in their places, at the same cost; a stop string ends both at the same token."""
+    model: Any = aligner.models["sft"]
+    model.vocabulary.tolerance = 0.3
+    ask: dict[str, Any] = {"method": method, "model": "sft", "max_new_tokens": 24, "seed": 3}
+    whole = await aligner.agenerate("Where?", **ask)
+    assert 0 < sum(step.near_ties for step in whole.steps) == whole.usage.near_ties < 24
+    for stop in ((), whole.text[8:10]):
+        seen = aligner.astream("Where?", stop=stop, **ask)
+        steps = [step async for step in seen]
+        assert seen.response is not None
+        waited = await aligner.agenerate("Where?", stop=stop, **ask)
+        assert waited.steps == seen.response.steps == tuple(steps)
+        assert (waited.text, waited.finish_reason) == (seen.response.text, seen.response.finish_reason)
+        for name in ("lm_tokens", "sequential_steps", "near_ties"):
+            assert getattr(waited.usage, name) == getattr(seen.response.usage, name)
+    assert len(waited.ids) < 24
+
+
+async def test_nobody_is_woken_for_tokens_that_nobody_reads(aligner: Aligner) -> None:
+    model: Any = aligner.models["sft"]
+    told: list[object] = []
+    put = model.worker.outbox.put
+    model.worker.outbox.put = lambda loop, tell: told.append(tell) or put(loop, tell)
+    ask: dict[str, Any] = {"method": "greedy", "model": "sft", "max_new_tokens": 8}
+    assert len((await aligner.agenerate("Where?", **ask)).ids) == 8
+    assert not told
+    assert len([step async for step in aligner.astream("What?", **ask)]) == 8
+    assert len(told) >= 2
+
+
 async def test_a_slow_reader_does_not_hold_up_a_fast_one(aligner: Aligner) -> None:
     finished: list[str] = []
 

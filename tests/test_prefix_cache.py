@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 
+from alignstar.models.hf import paged
 from alignstar.models.hf.paged import Pool, masks
 from alignstar.models.hf.prefix import Lease, PrefixCache
 
@@ -86,7 +87,10 @@ def test_what_another_row_published_first_stays_and_the_duplicate_is_returned() 
     assert cache.pool.in_use == 4
 
 
-def test_masks_by_hand() -> None:
+@pytest.mark.parametrize("host", [True, False])
+def test_masks_by_hand(host: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small ones are made on the host, large ones on the device."""
+    monkeypatch.setattr(paged, "SMALL", paged.SMALL if host else 0)
     made = masks([3, 2], [2, 1], windows={"full_attention": None}, dtype=torch.float32, device=CPU)
     assert isinstance(made, torch.Tensor)
     # Row 0: queries at positions 1 and 2. Row 1: a padding query at 0, its query at position 1.

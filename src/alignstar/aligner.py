@@ -160,7 +160,7 @@ class Aligner:
         """Drive the method's generator from first to last in the task that this runs in."""
         reader, taken = Reader(self.codec, plan.stops), list[Step]()
         started = time.perf_counter()
-        with metering(Meter()) as meter:
+        with metering(Meter(watched=emit is not _ignore or bool(plan.stops.strings))) as meter:
             async with aclosing(plan.start(**await self._after_games(plan))) as steps:
                 async for step in steps:
                     taken.append(reader.read(step))

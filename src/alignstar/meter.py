@@ -20,9 +20,13 @@ T = TypeVar("T")
 
 
 class Meter:
-    """Adds up one request's Usage. Used from one event loop; not thread-safe."""
+    """Adds up one request's Usage. Used from one event loop; not thread-safe.
 
-    def __init__(self) -> None:
+    `watched` says whether somebody looks at the request's steps while they are made, or only at its end.
+    """
+
+    def __init__(self, *, watched: bool = True) -> None:
+        self.watched = watched
         self.counts: dict[str, int] = {}
         self._pushed: dict[Hashable, RadixTree] = {}
         self.deepest = 0

@@ -58,7 +58,12 @@ async def _decode(
     prompt: Prompt, model: Sampler, sampling: Sampling, max_new_tokens: int, seed: int
 ) -> AsyncGenerator[Step, None]:
     how: _How = {"max_new_tokens": max_new_tokens, "sampling": sampling, "noise": Noise(seed=seed, purpose="sample")}
-    tokens = model.stream(prompt.ids, **how) if isinstance(model, Streaming) else _one_by_one(model, prompt.ids, **how)
+    if not isinstance(model, Streaming):
+        tokens = _one_by_one(model, prompt.ids, **how)
+    elif current_meter().watched:
+        tokens = model.stream(prompt.ids, **how)
+    else:
+        tokens = _at_once(model, prompt.ids, **how)
     async with aclosing(tokens) as drawn:
         t = 0
         async for token in drawn:
@@ -73,6 +78,19 @@ async def _decode(
                 finish=finish,
             )
             t += 1
+
+
+async def _at_once(
+    model: Sampler, prefix: Ids, max_new_tokens: int, sampling: Sampling, noise: Noise
+) -> AsyncGenerator[Continuation, None]:
+    """What `Streaming.stream` gives, for somebody who waits for the last token: nobody is woken for the others."""
+    (whole,) = await model.continue_(prefix, max_new_tokens=max_new_tokens, sampling=sampling, noise=noise)
+    near = set(whole.near)
+    last = len(whole.ids) - 1
+    for i, token in enumerate(whole.ids):
+        yield Continuation(
+            ids=(token,), logps=whole.logps[i : i + 1], ended=whole.ended and i == last, near_ties=int(i in near)
+        )
 
 
 async def _one_by_one(

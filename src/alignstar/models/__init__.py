@@ -45,13 +45,15 @@ class Continuation:
     """One drawn or greedy continuation of a prefix.
 
     `logps` [len(ids)] are the emitted tokens' log-probabilities; `ended` says that the last id is an end-of-sequence
-    token. `tops` (where asked for) has one entry per state visited: before ids[0], before ids[1], ...
+    token. `near_ties` counts the tokens that were nearly tied, and what streams tells at which places of `ids`, in
+    `near`. `tops` (where asked for) has one entry per state visited: before ids[0], before ids[1], ...
     """
 
     ids: Ids
     logps: Array
     ended: bool
     near_ties: int = 0
+    near: tuple[int, ...] = ()
     tops: tuple[Top, ...] = ()
 
 
@@ -127,7 +129,7 @@ class TokenModel(Sampler, Protocol):
 
 @runtime_checkable
 class Streaming(Protocol):
-    """A Sampler that tells a continuation while it is made."""
+    """A Sampler that tells a continuation while it is made; its `continue_` tells where near ties are."""
 
     def stream(
         self, prefix: Ids, *, max_new_tokens: int, sampling: Sampling = GREEDY, noise: Noise | None = None

@@ -178,7 +178,12 @@ class ContinueRequest(RowRequest[list[Continuation]]):
     def _result(self) -> list[Continuation]:
         made = [
             Continuation(
-                ids=tuple(d.ids), logps=np.array(d.logps), ended=d.ended, near_ties=sum(d.near), tops=tuple(d.tops)
+                ids=tuple(d.ids),
+                logps=np.array(d.logps),
+                ended=d.ended,
+                near_ties=sum(d.near),
+                near=tuple(i for i, near in enumerate(d.near) if near),
+                tops=tuple(d.tops),
             )
             for d in self.draws
         ]

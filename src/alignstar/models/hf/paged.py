@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ import torch
 from transformers import Cache
 
 from alignstar.types import Ids
+
+SMALL = 1 << 16
+"""Entries of a mask up to which it is made on the host."""
 
 TRASH = 0
 """Slot that padding writes to and nothing reads."""
@@ -137,17 +141,22 @@ def masks(
     give the dict that models with mixed layers take.
     """
     queries, keys = max(new), max(lengths)
-    position = (
-        torch.tensor(lengths, device=device)[:, None, None] - queries + torch.arange(queries, device=device)[:, None]
-    )
-    key = torch.arange(keys, device=device)
+    # Small ones by numpy, which does not let go of the interpreter: torch would wait for it anew at every operation.
+    small = len(lengths) * queries * keys <= SMALL
+    count: Any = np.arange if small else partial(torch.arange, device=device)
+    ends: Any = np.array(lengths) if small else torch.tensor(lengths, device=device)
+    position = ends[:, None, None] - queries + count(queries)[:, None]
+    key = count(keys)
     made: dict[str, torch.Tensor] = {}
     for kind, window in windows.items():
-        allowed = key <= position  # [B, Q, K]; padding queries (position < length - new) may see anything
+        hidden: Any = key > position  # [B, Q, K]; padding queries (position < length - new) may see anything
         if window is not None:
-            allowed = allowed & (key > position - window)
-        mask = torch.zeros(allowed.shape, dtype=dtype, device=device)
-        made[kind] = mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
+            hidden |= key <= position - window
+        if small:
+            mask = torch.from_numpy(np.where(hidden, torch.finfo(dtype).min, 0.0)).to(device=device, dtype=dtype)
+        else:
+            mask = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, torch.finfo(dtype).min)
+        made[kind] = mask[:, None]
     return next(iter(made.values())) if len(made) == 1 else made
 
 
