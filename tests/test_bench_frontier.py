@@ -186,7 +186,16 @@ def test_a_gain_is_kept_above_greedy_decoding_at_the_same_strength():
         ),
         point("transfer-q value", run(0), run(1), method="transfer-q", at="alpha=2"),
     ]
+    elsewhere = [  # the same in the other setting, which has two kinds of Transfer Q*
+        point(p.plan.label.replace("transfer-q", "transfer-q direct").replace("direct value", "value"), *p.runs,
+              work="indirect", method=p.plan.method, at=p.plan.at)
+        for p in points
+    ]  # fmt: skip
+    worse = point("transfer-q indirect", run(0), run(1), work="indirect", **at)
+    (other,) = findings([*elsewhere, worse])
+    assert other.what == "indirect, alpha=1"
     (found,) = findings(points)
+    assert (found.what, found.as_json()["gain kept"]) == ("direct, alpha=1", other.as_json()["gain kept"])
     figures = found.as_json()
     assert figures["gain kept"] == pytest.approx(0.4505 / 0.5)
     assert figures["above 90% of it"]["mean"] == pytest.approx(0.0005)
@@ -354,7 +363,7 @@ def test_the_command_prints_and_writes(
     assert told["bench"] == "frontier"
     assert told["settings"] == {
         "prompts": 24, "seeds": 1, "only": None, "quick": True, "value": "head", "out": str(out), "svg": str(svg),
-        "threads": None, "device": "cpu",
+        "value_target": "package:alignstar/demo/models/value_target", "threads": None, "device": "cpu",
     }  # fmt: skip
     assert len(told["runs"]) == len(plans(beta=BETA, quick=True, value=True))
     assert {claim["claim"] for claim in told["claims"]} == set(CLAIMS)
@@ -379,9 +388,10 @@ def test_bad_input_is_one_sentence(arguments: tuple[str, ...], words: str, capsy
     assert printed.err.count("\n") == 1
 
 
-def test_a_folder_without_a_value_head_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize("option", ["--value", "--value-target"])
+def test_a_folder_without_a_value_head_is_refused(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     pytest.importorskip("torch")
-    assert command("--quick", "--value", str(tmp_path)) == 2
+    assert command("--quick", option, str(tmp_path)) == 2
     assert "holds no value.json" in capsys.readouterr().err
 
 

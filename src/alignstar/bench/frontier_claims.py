@@ -210,16 +210,19 @@ def _won(own: float, other: float) -> float:
     return 1.0 if own > other else 0.5 if own == other else 0.0
 
 
+TAUGHT_BY: Mapping[str, str] = {"direct": "transfer-q", "indirect": "transfer-q direct"}
+"""Setting -> the label of direct Transfer Q* there."""
+
+
 def kept_gains(points: Sequence[Point]) -> list[Finding]:
-    """Transfer Q* from a value head beside Transfer Q* with rollouts, at each strength that both have."""
-    found = {(p.plan.label, p.plan.at): p for p in points if p.plan.work == "direct"}
-    plain = found.get(("baseline greedy", ""))
-    pairs = [
-        (found["transfer-q", at], point)
-        for (label, at), point in found.items()
-        if label == "transfer-q value" and ("transfer-q", at) in found
+    """Transfer Q* from a value head beside what taught it, direct Transfer Q* with rollouts, at each strength."""
+    found = {(p.plan.work, p.plan.label, p.plan.at): p for p in points}
+    return [
+        _kept(found[work, "baseline greedy", ""], found[work, taught_by, at], point)
+        for (work, label, at), point in found.items()
+        if label == "transfer-q value" and (taught_by := TAUGHT_BY.get(work))
+        if (work, "baseline greedy", "") in found and (work, taught_by, at) in found
     ]
-    return [] if plain is None else [_kept(plain, full, distilled) for full, distilled in pairs]
 
 
 def _kept(plain: Point, full: Point, distilled: Point) -> Finding:
@@ -232,7 +235,7 @@ def _kept(plain: Point, full: Point, distilled: Point) -> Finding:
     whole = float((top - start).mean())
     return Finding(
         claim="value",
-        what=distilled.plan.at,
+        what=f"{distilled.plan.work}, {distilled.plan.at}",
         figures={
             "gain": mean_interval((own - start).tolist()),
             "with rollouts": mean_interval((top - start).tolist()),

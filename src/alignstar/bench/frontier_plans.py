@@ -85,11 +85,11 @@ def plans(*, beta: float, quick: bool = False, value: bool = False) -> tuple[Pla
     """
     direct = (
         *_plain(), *_best_of_n(quick), *_args(quick), *_transfer_q("direct", quick, beta), *_deal(quick),
-        *_products(quick), *_speculative_rejection(quick), *_tree_bon(quick), *_with_value(quick, value),
+        *_products(quick), *_speculative_rejection(quick), *_tree_bon(quick), *(_with_value(quick) if value else ()),
     )  # fmt: skip
     indirect = (
         _greedy("indirect", "baseline"), *_drawn("indirect", (4,) if quick else (16, 64)),
-        *_transfer_q("indirect", quick, beta),
+        *_transfer_q("indirect", quick, beta), *(_by_head("indirect", quick) if value else ()),
     )  # fmt: skip
     return (*direct, *indirect, *_groups(quick))
 
@@ -97,6 +97,11 @@ def plans(*, beta: float, quick: bool = False, value: bool = False) -> tuple[Pla
 def alphas(quick: bool) -> tuple[float, ...]:
     """Strengths of what searches with rollouts, weakest first."""
     return (0.5,) if quick else (4.0, 2.0, 1.0, 0.5)
+
+
+def _strengths(work: str, quick: bool) -> tuple[float, ...]:
+    """Those of Transfer Q* in a setting."""
+    return alphas(quick) if work == "direct" else alphas(quick)[-3:]
 
 
 def chosen(all_plans: Sequence[Plan], only: Sequence[str]) -> tuple[Plan, ...]:
@@ -177,14 +182,13 @@ def _transfer_q(work: str, quick: bool, beta: float) -> list[Plan]:
     else:
         indirect = {**rollouts, "transfer": "indirect", "indirect_mode": "snis", "beta": beta}
         families.update({"transfer-q direct": direct, "transfer-q indirect": indirect})
-    grid = alphas(quick) if work == "direct" else alphas(quick)[-3:]
     return [
         Plan(
             work=work, label=label, method="transfer-q", reward=WORKS[work][0], at=f"alpha={alpha:g}",
             options={**options, "alpha": alpha},
         )
         for label, options in families.items()
-        for alpha in grid
+        for alpha in _strengths(work, quick)
     ]  # fmt: skip
 
 
@@ -260,25 +264,24 @@ def _tree_bon(quick: bool) -> list[Plan]:
     ]  # fmt: skip
 
 
-def _with_value(quick: bool, value: bool) -> list[Plan]:
-    """Transfer Q* from a head's values alone, or with rollouts for the three candidates that it values most.
-
-    Controlled Decoding with that head starts from the model whose continuations it values, the baseline.
-    """
-    if not value:
-        return []
+def _by_head(work: str, quick: bool) -> list[Plan]:
+    """Direct Transfer Q* from a head's values alone, or with rollouts for the three candidates that it values most."""
     direct = {**(QUICK_ROLLOUTS if quick else ROLLOUTS), "transfer": "direct"}
     head = {"k": direct["k"], "transfer": "direct", "values": "head"}
-    controlled = {"model": "baseline", "k": direct["k"]}
-    blocks = {"model": "baseline", "mode": "blockwise", "blocks": 2 if quick else 8, "block_len": 8}
-    transferred = [
+    return [
         Plan(
-            work="direct", label=label, method="transfer-q", reward="source", at=f"alpha={alpha:g}",
+            work=work, label=label, method="transfer-q", reward=WORKS[work][0], at=f"alpha={alpha:g}",
             options={**options, "alpha": alpha},
         )
         for label, options in (("transfer-q value", head), ("transfer-q top 3", {**direct, "value_top": 3}))
-        for alpha in alphas(quick)
+        for alpha in _strengths(work, quick)
     ]  # fmt: skip
+
+
+def _with_value(quick: bool) -> list[Plan]:
+    """What a value head is for; Controlled Decoding starts from the baseline, whose continuations it values."""
+    controlled = {"model": "baseline", "k": (QUICK_ROLLOUTS if quick else ROLLOUTS)["k"]}
+    blocks = {"model": "baseline", "mode": "blockwise", "blocks": 2 if quick else 8, "block_len": 8}
     token_wise = [
         Plan(
             work="direct", label="controlled-decoding", method="controlled-decoding", reward="source",
@@ -290,7 +293,7 @@ def _with_value(quick: bool, value: bool) -> list[Plan]:
         work="direct", label="controlled-decoding blocks", method="controlled-decoding", reward="source",
         at=f"blocks={blocks['blocks']} block_len={blocks['block_len']}", options=blocks, drawn=True,
     )  # fmt: skip
-    return [*transferred, *token_wise, block_wise]
+    return [*_by_head("direct", quick), *token_wise, block_wise]
 
 
 def _groups(quick: bool) -> list[Plan]:

@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TypeAlias
 
 from alignstar.aligner import Aligner
@@ -156,12 +157,14 @@ def group_rewards(by_taste: Mapping[str, Reward], *, scale: Scale, shared: Share
 def world_of(
     base: Aligner, by_taste: Mapping[str, Reward], *, scale: Scale, shared: Shared | None, prompts: Sequence[str],
     true: True_, max_new_tokens: int, beta: float, rm_weight: float = 1.0,
+    headed: Mapping[str, Aligner] = MappingProxyType({}),
 ) -> World:  # fmt: skip
     """A world on the models of `base`, which keeps their engine; "target" is decoded knowing what "source" was.
 
-    `by_taste` are the rewards of `held`. Without `shared` there are no rewards of groups.
+    `by_taste` are the rewards of `held`. Without `shared` there are no rewards of groups. `headed`: rewards that are
+    decoded with the baseline and the value head of another aligner, since a model carries one head.
     """
-    sft, baseline = base.models["sft"], base.models["baseline"]
+    sft = base.models["sft"]
     assert isinstance(sft, TokenModel)
     counted = Counted(sft)
     rewards, retold = dict(by_taste), dict[str, Reward]()
@@ -172,10 +175,10 @@ def world_of(
     aligners = {
         name: Aligner(
             sft=counted,
-            baseline=baseline,
+            baseline=headed.get(name, base).models["baseline"],
             reward=reward,
             baseline_reward=rewards["source"] if name == "target" else None,
-            value=base.values.get("value"),
+            value=headed.get(name, base).values.get("value"),
             codec=base.codec,
         )
         for name, reward in rewards.items()
@@ -187,12 +190,19 @@ def world_of(
 
 
 def demo_world(
-    prompts: int, *, value: str | None = None, rated: int = PROMPTS, device: str = "auto", threads: int | None = None
+    prompts: int,
+    *,
+    value: str | None = None,
+    value_target: str | None = None,
+    rated: int = PROMPTS,
+    device: str = "auto",
+    threads: int | None = None,
 ) -> World:
-    """The embedded models, on the first prompts of the evaluation split, and the value head in a folder.
+    """The embedded models, on the first prompts of the evaluation split, and the value heads in two folders.
 
-    For rewards of groups, replies to `rated` training prompts are drawn and rated; 0: there are none. `threads` of
-    torch (None: its own choice). Raises ModelError for a folder that holds no value head.
+    `value` tells values of the reward "source", `value_target` those of "target". For rewards of groups, replies to
+    `rated` training prompts are drawn and rated; 0: there are none. `threads` of torch (None: its own choice). Raises
+    ModelError for a folder that holds no value head.
     """
     import torch
 
@@ -218,9 +228,14 @@ def demo_world(
             beta=WEIGHTS_BETA,
         )  # fmt: skip
     sizes = [shape_of(str(model_dir(name)), {}).parameters for name in ("reward_source", "sft")]
+    headed = {}
+    if value_target is not None:
+        headed["target"] = load(
+            baseline=str(model_dir("baseline")), value=value_target, device=device, kv_tokens=KV_TOKENS
+        )
     return world_of(
         base, by_taste, scale=scale, shared=told, prompts=messages("evaluation")[:prompts], true=_true,
-        max_new_tokens=MAX_NEW_TOKENS, beta=baseline_beta(), rm_weight=sizes[0] / sizes[1],
+        max_new_tokens=MAX_NEW_TOKENS, beta=baseline_beta(), rm_weight=sizes[0] / sizes[1], headed=headed,
     )  # fmt: skip
 
 

@@ -31,6 +31,7 @@ CAPTION = (
 QUICK_RATED = 8
 """Training prompts whose replies are rated for a look."""
 VALUE_HEAD = "package:alignstar/demo/models/value"
+VALUE_HEAD_TARGET = "package:alignstar/demo/models/value_target"
 KL_MARKS = {"exact": "", "estimate": "~", "bound": "≤"}
 CLAIM_CAPTIONS = {
     "speculative-rejection": "equals best of: n of best-of-n with the same mean learned reward, estimated from all "
@@ -39,8 +40,8 @@ CLAIM_CAPTIONS = {
     "Rejection the headroom, and then a share of the budget for every decision.",
     "tree-bon": "Same seeds; best-of-n has as many draws as come nearest to TreeBoN's drawn tokens. The true reward "
     "judges, ties count half. Scoring passes are not counted, as in the paper.",
-    "value": "gain: true reward above greedy decoding of the baseline. Tokens against one forward per position; the "
-    "head itself, read off that forward, is not counted (3 % of the model's parameters).",
+    "value": "gain: true reward above greedy decoding of the baseline; with rollouts: that of direct Transfer Q*, "
+    "which taught the head. Tokens against one forward per position; head and branch count by their parameters.",
     "maxmin": "A / B: A is fair, B pools the groups with that share for source, both with rewards calibrated on stars "
     "that each group gave to replies to training prompts (min standardised: not so). maxmin weights: one weighting for "
     "all prompts, by the game on training prompts. The gain is that of the lesser of the two mean true rewards.",
@@ -58,8 +59,11 @@ def frontier(
         bool, typer.Option("--quick", help="2 prompts and the cheapest points: a look, not a result.")
     ] = False,
     value: Annotated[
-        str, typer.Option(metavar="DIR", help="A value head trained on the embedded baseline.", show_default="its own")
+        str, typer.Option(metavar="DIR", help="A value head of the embedded baseline: direct.", show_default="its own")
     ] = VALUE_HEAD,
+    value_target: Annotated[
+        str, typer.Option(metavar="DIR", help="The same for the other reward: indirect.", show_default="its own")
+    ] = VALUE_HEAD_TARGET,
     out: Annotated[str | None, typer.Option(help="Write the figures to this JSON file.")] = None,
     svg: Annotated[str | None, typer.Option(help="Draw the direct setting into this file.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch (none: its own choice).")] = None,
@@ -77,7 +81,9 @@ def frontier(
 
     wanted = chosen(plans(beta=baseline_beta(), quick=quick, value=True), only or [])
     rated = (QUICK_RATED if quick else PROMPTS) if any(plan.work == "groups" for plan in wanted) else 0
-    world = demo_world(2 if quick else prompts, value=value, rated=rated, device=device, threads=threads)
+    world = demo_world(
+        2 if quick else prompts, value=value, value_target=value_target, rated=rated, device=device, threads=threads
+    )
     points: list[Point] = []
     try:
         asyncio.run(_measure(points, world, wanted, seeds))
