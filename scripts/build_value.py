@@ -34,9 +34,9 @@ from alignstar.train.value_training import train_value
 
 SEED = 0
 
-FOLDER = model_dir("baseline").parent
-OUT: Mapping[str, Path] = {"source": FOLDER / "value", "target": FOLDER / "value_target"}
-"""Of the head that tells values of a reward."""
+ROOT = Path(__file__).parent.parent
+OUT: Mapping[str, Path] = {"source": model_dir("baseline").parent / "value", "target": ROOT / "bench" / "value_target"}
+"""Of the head that tells values of a reward; the package has room for one."""
 
 WIDE = 200
 """Prompts with all candidates rolled out. For the others only likely ones are, a quarter of the work: the first ones
@@ -115,9 +115,10 @@ def main() -> None:
     own, started = OUT[given.reward], time.perf_counter()
     out = given.out or own
     model = AutoModelForCausalLM.from_pretrained(model_dir("baseline"), dtype="float32").eval()
+    base = os.path.relpath(model_dir("baseline"), out)
     made = train_value(
-        model, seen, base="../baseline", out=out, loss="transfer-q", layer=given.layer, rank=given.rank,
-        width=given.width, branch=given.branch, branch_learning_rate=given.branch_learning_rate, epochs=given.epochs,
+        model, seen, base=base, out=out, loss="transfer-q", layer=given.layer, rank=given.rank, width=given.width,
+        branch=given.branch, branch_learning_rate=given.branch_learning_rate, epochs=given.epochs,
         batch_size=given.batch_size, learning_rate=given.learning_rate, seed=SEED,
         on_progress=lambda doing, done, total: print(f"{doing}: {done} of {total}", flush=True),
     )  # fmt: skip
@@ -132,7 +133,7 @@ def main() -> None:
     }
     print(json.dumps(figures))
     if out == own:
-        record = own.parent / "build.json"
+        record = model_dir("baseline").parent / "build.json"
         report = json.loads(record.read_text())
         report["figures"][own.name] = figures
         record.write_text(json.dumps(report, indent=2) + "\n")

@@ -64,6 +64,9 @@ def test_points_are_told_apart(quick: bool):
     names = [(plan.work, plan.label, plan.at) for plan in plans(beta=BETA, quick=quick, value=True)]
     assert len(names) == len(set(names))
     assert {plan.work for plan in plans(beta=BETA, quick=quick)} == set(WORKS)
+    headed = [p for p in plans(beta=BETA, quick=quick, value=True, value_target=True) if p.work == "indirect"]
+    assert {p.label for p in headed} - {work[1] for work in names} == set()
+    assert len(headed) == len([name for name in names if name[0] == "indirect"]) + (2 if quick else 6)
 
 
 def test_points_are_chosen_by_work_method_and_curve():
@@ -363,7 +366,7 @@ def test_the_command_prints_and_writes(
     assert told["bench"] == "frontier"
     assert told["settings"] == {
         "prompts": 24, "seeds": 1, "only": None, "quick": True, "value": "head", "out": str(out), "svg": str(svg),
-        "value_target": "package:alignstar/demo/models/value_target", "threads": None, "device": "cpu",
+        "value_target": None, "threads": None, "device": "cpu",
     }  # fmt: skip
     assert len(told["runs"]) == len(plans(beta=BETA, quick=True, value=True))
     assert {claim["claim"] for claim in told["claims"]} == set(CLAIMS)

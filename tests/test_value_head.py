@@ -286,7 +286,8 @@ def test_keys_and_values_of_a_branch_are_reused_too(family: str) -> None:
     assert isinstance(network._paged, FusedForward) == (family in MODEL_TYPES)  # pyright: ignore[reportPrivateUsage]
 
 
-def test_what_a_branch_cannot_copy_is_refused() -> None:
+def test_what_a_branch_cannot_copy_is_refused(tmp_path: Path) -> None:
+    """An adapter's own layers; what an adapter of another model has put on shared weights is left out."""
     with pytest.raises(
         ModelError, match=r"^branch=2 behind layer=3 of 'tiny' cannot be made: .* 4 to 5, of which there"
     ):
@@ -294,5 +295,17 @@ def test_what_a_branch_cannot_copy_is_refused() -> None:
     with pytest.raises(ModelError, match="which are no plain list; use branch=0"):
         branch_of(tiny.causal_lm("opt"), 2, 1, name="tiny")
     adapted: Any = get_peft_model(tiny.causal_lm("llama"), LoraConfig(r=2, target_modules=["q_proj"]))
-    with pytest.raises(ModelError, match="those of 'tiny' are under an adapter; merge it first"):
-        branch_of(adapted.base_model.model, 2, 1, name="tiny")
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(1.0)
+    bare, plain = (
+        branch_of(adapted.base_model.model, 2, 1, name="tiny"),
+        branch_of(tiny.causal_lm("llama"), 2, 1, name="t"),
+    )
+    assert all(torch.equal(a, b) for a, b in zip(bare.parameters(), plain.parameters(), strict=True))
+    adapted.save_pretrained(tmp_path)
+    with pytest.raises(
+        ModelError, match=r"branch=1 copies layers, and those of '.*' are under an adapter; merge it first"
+    ):
+        branch_of(adapted.base_model.model, 2, 1, name=str(tmp_path))

@@ -17,13 +17,14 @@ from transformers import AutoModelForCausalLM
 
 import alignstar
 import checkpoints
+import tiny
 from alignstar.aligner import Aligner
 from alignstar.cli import main
 from alignstar.errors import OptionError
 from alignstar.meter import together
 from alignstar.models.hf.value import HeadConfig, load_head
 from alignstar.models.toy import ToyModel
-from alignstar.train.branch_training import FittedBranch, Lines, Reading
+from alignstar.train.branch_training import FittedBranch, Lines, Reading, fit_branch
 from alignstar.train.rollouts import Seen, drawn, valued
 from alignstar.train.value import Examples, Loss, examples, fit
 from alignstar.train.value_training import check, train_value
@@ -242,6 +243,23 @@ def test_a_branch_is_trained_the_same_twice_and_learns_more_than_a_head(tmp_path
     assert ends < 0.7 * min(alone.losses)
 
 
+def test_a_branch_is_trained_the_same_twice_where_the_model_drops_out() -> None:
+    """Nor does it matter what was drawn before."""
+    model = tiny.causal_lm("gpt2", dtype=torch.float32)
+    assert model.config.attn_pdrop > 0
+    config = HeadConfig(base="tiny", layer=3, state_size=32, rank=2, branch=1)
+    how: dict[str, Any] = {
+        "epochs": 2,
+        "batch_size": 64,
+        "learning_rate": 1e-2,
+        "branch_learning_rate": 1e-3,
+        "seed": 0,
+    }
+    first = fit_branch(model, config, told_by_position(40), **how)
+    torch.rand(1)
+    assert fit_branch(model, config, told_by_position(40), **how).losses == first.losses
+
+
 def test_rows_of_a_branch_hold_every_example_once() -> None:
     """Each at its place in the one row that its text begins; an epoch takes every row once, lengths alike together."""
     seen = [*told_by_position(40), *(replace(s, prompt=s.prompt + 40) for s in told_by_position(4))]
@@ -333,6 +351,10 @@ def test_from_a_recipe_to_decoding(
         ({"out": "o", "layer": 9}, "layer=9 of"),
         ({"out": "o", "layer": 2, "branch": 1}, "branch=1 behind layer=2 of"),
         ({"out": "o", "branch": 2}, "branch=2 behind layer=0 of"),
+        (
+            {"out": "o", "branch": 1, "layer": "head"},
+            "layer='head' says where a head reads a model that stays as it is",
+        ),
         ({"out": "o", "branch": 1, "loss": "cd-q"}, "loss=cd-q learns from its own values in states that stay"),
         ({"out": "o", "reward": "rule:nothing"}, "rule:nothing"),
     ],

@@ -78,10 +78,11 @@ class Plan:
         return " " not in self.at
 
 
-def plans(*, beta: float, quick: bool = False, value: bool = False) -> tuple[Plan, ...]:
+def plans(*, beta: float, quick: bool = False, value: bool = False, value_target: bool = False) -> tuple[Plan, ...]:
     """All points, curve by curve; `quick`: at most one or two of each, all cheap.
 
-    `beta` is the strength that the baseline was trained with. Without a `value` head what needs one is left out.
+    `beta` is the strength that the baseline was trained with. Without a `value` head what needs one is left out,
+    without a `value_target` head that of the indirect setting.
     """
     direct = (
         *_plain(), *_best_of_n(quick), *_args(quick), *_transfer_q("direct", quick, beta), *_deal(quick),
@@ -89,7 +90,7 @@ def plans(*, beta: float, quick: bool = False, value: bool = False) -> tuple[Pla
     )  # fmt: skip
     indirect = (
         _greedy("indirect", "baseline"), *_drawn("indirect", (4,) if quick else (16, 64)),
-        *_transfer_q("indirect", quick, beta), *(_by_head("indirect", quick) if value else ()),
+        *_transfer_q("indirect", quick, beta), *(_by_head("indirect", quick) if value_target else ()),
     )  # fmt: skip
     return (*direct, *indirect, *_groups(quick))
 

@@ -31,7 +31,6 @@ CAPTION = (
 QUICK_RATED = 8
 """Training prompts whose replies are rated for a look."""
 VALUE_HEAD = "package:alignstar/demo/models/value"
-VALUE_HEAD_TARGET = "package:alignstar/demo/models/value_target"
 KL_MARKS = {"exact": "", "estimate": "~", "bound": "≤"}
 CLAIM_CAPTIONS = {
     "speculative-rejection": "equals best of: n of best-of-n with the same mean learned reward, estimated from all "
@@ -62,8 +61,8 @@ def frontier(
         str, typer.Option(metavar="DIR", help="A value head of the embedded baseline: direct.", show_default="its own")
     ] = VALUE_HEAD,
     value_target: Annotated[
-        str, typer.Option(metavar="DIR", help="The same for the other reward: indirect.", show_default="its own")
-    ] = VALUE_HEAD_TARGET,
+        str | None, typer.Option(metavar="DIR", help="The same for the other reward: indirect (none: no such points).")
+    ] = None,
     out: Annotated[str | None, typer.Option(help="Write the figures to this JSON file.")] = None,
     svg: Annotated[str | None, typer.Option(help="Draw the direct setting into this file.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch (none: its own choice).")] = None,
@@ -79,7 +78,8 @@ def frontier(
     from alignstar.bench.ratings import PROMPTS
     from alignstar.demo.settings import baseline_beta
 
-    wanted = chosen(plans(beta=baseline_beta(), quick=quick, value=True), only or [])
+    every = plans(beta=baseline_beta(), quick=quick, value=True, value_target=value_target is not None)
+    wanted = chosen(every, only or [])
     rated = (QUICK_RATED if quick else PROMPTS) if any(plan.work == "groups" for plan in wanted) else 0
     world = demo_world(
         2 if quick else prompts, value=value, value_target=value_target, rated=rated, device=device, threads=threads

@@ -51,9 +51,9 @@ def fit_branch(
 ) -> FittedBranch:
     """Head and branch of the epoch that is best on held-out prompts, by 1/2 (V - reward)^2.
 
-    A step takes whole rows with about `batch_size` examples. The same seed gives the same weights on the same machine;
-    `checkpoint` as in `fit`. Raises ModelError where the model has no such layers, FailedError where the loss is not
-    finite.
+    A step takes whole rows, of about `batch_size` examples and at most POSITIONS positions. The same seed gives equal
+    weights on the same machine; `checkpoint` as in `fit`. Raises ModelError where the model has no such layers,
+    FailedError where the loss is not finite.
     """
     branch = branch_of(model, config.layer, config.branch, name=config.base)
     lines = Lines(seen, rank=config.rank)
@@ -63,7 +63,7 @@ def fit_branch(
         head = ValueHead(replace(config, mean=mean, scale=scale)).to(model.device)
     with _frozen(model):
         branch.requires_grad_(True)
-        grafted = Grafted(truncated(model, config.layer, name=config.base), branch.train())
+        grafted = Grafted(truncated(model, config.layer, name=config.base), branch.eval())  # without dropout
         embeddings = model.get_input_embeddings().weight.detach()
         lesson = Reading(head, grafted, embeddings, lines, batch_size=batch_size, seed=seed)
         going = HeadTraining(
@@ -114,7 +114,8 @@ class Reading:
         self.taught = _by_row(lines, ~apart)
         self.asked = _by_row(lines, self.held)
         self.rows: IntArray = np.array(sorted(self.taught))
-        self.size = max(1, round(batch_size * len(self.rows) / int((~apart).sum())))
+        wanted = round(batch_size * len(self.rows) / int((~apart).sum()))
+        self.size = max(1, min(wanted, POSITIONS // int(lines.lengths.max())))
 
     @property
     def steps(self) -> int:
@@ -139,7 +140,6 @@ class Reading:
     @torch.no_grad()
     def judged(self) -> float:
         """See Lesson."""
-        self.grafted.eval()
         rows = sorted(self.asked, key=lambda row: len(self.lines.texts[row]))
         total = weight = 0.0
         while rows:
@@ -147,7 +147,6 @@ class Reading:
             batch, rows = rows[-max(1, POSITIONS // longest) :], rows[: -max(1, POSITIONS // longest)]
             errors, weights = self._errors(batch, self.asked)
             total, weight = total + float(errors.sum()), weight + float(weights.sum())
-        self.grafted.branch.train()
         return total / weight
 
     def _errors(self, rows: Sequence[int], examples: dict[int, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

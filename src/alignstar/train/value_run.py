@@ -71,7 +71,8 @@ def train_head(
     check(recipe.loss, recipe.rank, recipe.branch)
     with TrainingFolder(Path(recipe.out)) as folder:
         folder.admit(resume=resume, overwrite=overwrite)
-        with load(baseline=recipe.model, reward=recipe.reward, device=recipe.device) as aligner:
+        dtype = "float32" if recipe.branch else "auto"  # small steps are lost in weights of 16 bits
+        with load(baseline=recipe.model, reward=recipe.reward, device=recipe.device, dtype=dtype) as aligner:
             prompts = encoded(aligner.codec, placed)
             model = aligner.models["baseline"]
             assert isinstance(model, HFModel)

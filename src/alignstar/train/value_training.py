@@ -89,6 +89,11 @@ def check(loss: Loss, rank: int, branch: int = 0) -> None:
 def check_layer(model: Any, layer: int | str | None, branch: int, *, name: str) -> None:
     """Raises ModelError or OptionError for layers of `train_value` that the model has not."""
     last: int = model.base_model.config.num_hidden_layers
+    if isinstance(layer, str) and branch:
+        raise OptionError(
+            f"layer={layer!r} says where a head reads a model that stays as it is, and branch={branch} goes on from "
+            "there; give the layer as a number, or leave it out for copies of the last layers."
+        )
     if isinstance(layer, str):
         band_of(layer, layers=last, star=last)
     elif branch:

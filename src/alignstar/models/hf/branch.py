@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from alignstar.errors import ModelError
+from alignstar.models.hf.adapters import is_adapter
 
 EPS = 1e-6
 
@@ -60,7 +61,8 @@ class Branch(torch.nn.Module):
 def branch_of(model: Any, at: int, count: int, *, name: str) -> Branch:
     """Copies of the `count` layers of a causal model that follow its first `at`.
 
-    Raises ModelError where the model has not so many layers, they are no plain list, or an adapter lies on them.
+    What adapters of other models have put on shared weights is left out. Raises ModelError where the model has not so
+    many layers, they are no plain list, or `name` is an adapter that lies on them.
     """
     backbone = model.base_model
     total, listed = backbone.config.num_hidden_layers, layer_list(backbone)
@@ -71,7 +73,7 @@ def branch_of(model: Any, at: int, count: int, *, name: str) -> Branch:
             f"{at + count}, {has}; use branch=0, or numbers that fit."
         )
     layers = copy.deepcopy(list(backbone.get_submodule(listed))[at : at + count])
-    if any(hasattr(module, "lora_A") for layer in layers for module in layer.modules()):
+    if sum(map(_bared, layers)) and is_adapter(name):
         raise ModelError(f"branch={count} copies layers, and those of {name!r} are under an adapter; merge it first.")
     kinds = (backbone.config.to_dict().get("layer_types") or ())[at : at + count]
     weight = model.get_input_embeddings().weight
@@ -110,9 +112,11 @@ class Grafted(torch.nn.Module):
 
     def forward(self, *, use_cache: bool = False, **inputs: Any) -> Any:
         """The backbone's outputs, with the branch's states behind its own."""
-        told = self.model(use_cache=use_cache, **inputs)
-        told.last_hidden_state = torch.cat((told.last_hidden_state, self.branch.norm(self._reached)), dim=-1)
-        self._left = self._reached = None
+        try:
+            told = self.model(use_cache=use_cache, **inputs)
+            told.last_hidden_state = torch.cat((told.last_hidden_state, self.branch.norm(self._reached)), dim=-1)
+        finally:
+            self._left = self._reached = None
         return told
 
     def _leave(self, layer: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -124,6 +128,15 @@ class Grafted(torch.nn.Module):
             return (self._left, *told[1:])
         self._reached = told
         return self._left
+
+
+def _bared(layer: torch.nn.Module) -> int:
+    """Put back what adapters have wrapped (of another model on the same weights, or this one's own); how many."""
+    wrapped = [(name, module) for name, module in layer.named_modules() if hasattr(module, "base_layer")]
+    for name, module in wrapped:
+        above, _, last = name.rpartition(".")
+        setattr(layer.get_submodule(above), last, module.base_layer)
+    return len(wrapped)
 
 
 def _store_at(layer: torch.nn.Module, number: int) -> None:

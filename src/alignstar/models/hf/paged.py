@@ -148,14 +148,16 @@ def masks(
     position = ends[:, None, None] - queries + count(queries)[:, None]
     key = count(keys)
     made: dict[str, torch.Tensor] = {}
+    number = np.float64 if dtype == torch.float64 else np.float32
+    least = torch.finfo(dtype).min
     for kind, window in windows.items():
         hidden: Any = key > position  # [B, Q, K]; padding queries (position < length - new) may see anything
         if window is not None:
             hidden |= key <= position - window
         if small:
-            mask = torch.from_numpy(np.where(hidden, torch.finfo(dtype).min, 0.0)).to(device=device, dtype=dtype)
+            mask = torch.from_numpy(np.where(hidden, number(least), number(0))).to(device=device, dtype=dtype)
         else:
-            mask = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, torch.finfo(dtype).min)
+            mask = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, least)
         made[kind] = mask[:, None]
     return next(iter(made.values())) if len(made) == 1 else made
 
