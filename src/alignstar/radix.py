@@ -6,7 +6,7 @@ an engine's prefix cache, whose payload is the KV slot of every position.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from alignstar.types import Ids
 
@@ -100,7 +100,7 @@ class RadixTree:
         node.parent, node.start = upper, upper.end
         return upper
 
-    def insert(self, ids: Ids, slots: list[int] | None = None) -> tuple[Node, int]:
+    def insert(self, ids: Ids, slots: Sequence[int] | None = None) -> tuple[Node, int]:
         """Make `ids` known; returns the node at its end and how many leading positions were known already.
 
         `slots`, where given, has one entry per position of `ids`; entries of known positions are ignored.

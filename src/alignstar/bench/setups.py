@@ -6,10 +6,12 @@ engine), so that both can be run in one process and their ids compared.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +62,13 @@ class Opened:
     heads: WatchedHeads
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Setup:
     """What one row of a benchmark runs on. End-of-sequence is a token like any other, so that lengths are equal.
 
     `mean` and `std` standardise the reward, `clip` bounds it at +-clip after that (None: no range is declared).
-    `entropy` is the mean next-token entropy over the prompts' positions [nats].
+    `entropy` is the mean next-token entropy over the prompts' positions [nats]. `model` and `judge` are as transformers
+    makes them; the engine, which lays weights out anew, has copies.
     """
 
     name: str
@@ -82,6 +85,11 @@ class Setup:
     def device(self) -> torch.device:
         """Where the models are."""
         return self.model.device
+
+    @cached_property
+    def copies(self) -> tuple[Any, Any]:
+        """The models that the engine runs: language model, classifier."""
+        return copy.deepcopy(self.model), copy.deepcopy(self.judge.model)
 
     def judged(self, prompt: Prompt, rows: torch.Tensor) -> torch.Tensor:
         """Rewards of full rows of token ids for the naive loop: decode, render, one plain forward."""
@@ -112,9 +120,10 @@ class Setup:
         Without `guesses` a forward decides one token of a row. Without `judged` no response is scored at its end.
         """
         engine, device = Engine(), self.device
-        config, judge = self.model.config, self.judge.model
+        own, judge = self.copies
+        config = own.config
         model = HFModel(
-            Network(self.name, self.model, LogitsReadout(self.model, config.vocab_size), config=config, device=device),
+            Network(self.name, own, LogitsReadout(own, config.vocab_size), config=config, device=device),
             engine,
             vocab_size=config.vocab_size,
             eos_ids=frozenset(),

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -20,8 +19,8 @@ from alignstar.bench.random_models import SHAPE_30M
 from alignstar.models.hf.fused import fused_forward
 from alignstar.models.hf.load import pick_device
 from alignstar.models.hf.network import TOLERANCE
-from alignstar.models.hf.packed import layout, packed, union
-from alignstar.models.hf.paged import Packed, PagedRow, Pool, pack
+from alignstar.models.hf.packed import layout, packed
+from alignstar.models.hf.paged import Packed, PagedRow, Pool, Table, pack
 
 ROWS, ONE, ENGINE = "a row per branch", "one packed row", "the engine's choice"
 
@@ -30,8 +29,7 @@ Layout: TypeAlias = Callable[..., Packed]
 
 def one_row(rows: Sequence[PagedRow], **how: Any) -> Packed:
     """Everything in one row."""
-    everyone = range(len(rows))
-    return packed(rows, [everyone], [union([np.array(row.slots, dtype=np.int64) for row in rows])], **how)
+    return packed(Table(rows), [range(len(rows))], **how)
 
 
 def a_row_each(rows: Sequence[PagedRow], **how: Any) -> Packed:

@@ -106,7 +106,7 @@ class HeadTraining:
             "groups": state["param_groups"],
         }  # fmt: skip
         with replacing(path) as working:
-            save_file(tensors, working, metadata={TOLD: json.dumps(told)})
+            save_file({k: t.contiguous() for k, t in tensors.items()}, working, metadata={TOLD: json.dumps(told)})
 
     def load(self, path: Path) -> None:
         """Go on from where a training was saved; all further steps are those that it would have made."""

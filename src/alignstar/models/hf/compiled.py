@@ -188,8 +188,8 @@ class RecordedForward:
         self.recordings: dict[Sizes, Recording] = {}
         self._where: tuple[int, ...] = ()
 
-    def __call__(self, pool: Pool, rows: Sequence[PagedRow], *, logits_to_keep: int = 0) -> Any:
-        """See FusedForward."""
+    def __call__(self, pool: Pool, rows: Sequence[PagedRow], *, keep: int = 0, logits_to_keep: int = 0) -> Any:
+        """See FusedForward; what is recorded tells all positions."""
         how = self.forward
         packed = how.layout(rows, windows=how.windows, dtype=how.dtype, device=how.device)
         padded = sizes(packed, logits_to_keep)
@@ -203,7 +203,7 @@ class RecordedForward:
             recording = self.recordings.pop(padded, None) or self._recorded(pool, padded)
         if recording is None:
             self.met.add(padded)  # the first run also makes ready whatever must not happen while it is recorded
-            return how.run(pool, packed, logits_to_keep=logits_to_keep)
+            return how.run(pool, packed, keep=keep, logits_to_keep=logits_to_keep)
         self.recordings[padded] = recording
         if len(self.recordings) > MOST_RECORDED:
             del self.recordings[next(iter(self.recordings))]

@@ -132,7 +132,7 @@ class Network:
 
     def _outputs(self, forward: Forward, pool: Pool, rows: Sequence[PagedRow], want: int) -> torch.Tensor:
         with self._running():
-            return self.readout(lambda **extra: forward(pool, rows, **extra), want)
+            return self.readout(lambda **extra: forward(pool, rows, keep=want, **extra), want)
 
     def plain(self, rows: Sequence[Ids], want: int) -> torch.Tensor:
         """Outputs of whole sequences of equal length, computed from nothing: right for any model, fast for none."""

@@ -7,138 +7,130 @@ without anything in common would pay for each other's keys; `layout` weighs that
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from alignstar.models.hf.paged import TRASH, Packed, PagedRow, pack
+from alignstar.models.hf.paged import TRASH, Ints, Packed, PagedRow, Table, aligned, masking, pack, placed
 
 PAIRS_PER_SLOT = 8
 """Gathering a slot's keys and values takes as long as so many pairs of a query and a key."""
 
-PACKING = 200
+PACKING = 500
 """Packing itself takes as long as gathering so many slots."""
 
-DEPTHS = (0, 8, 32, 128)
-"""Positions at which rows are compared: those with the same slot there may share a row."""
+PADDING = np.iinfo(np.int64).min
+"""In the place of a slot: no row has it."""
 
-MOST_QUERIES = (None, 16)
-"""Queries in a packed row; the best number grows with what is shared and falls with what is not."""
-
-Ints = NDArray[np.int64]
+DEPTHS = (128, 32, 8, 0)
+"""Positions by whose slots rows are sorted, so that those which share them are neighbours."""
 
 
 def layout(
     rows: Sequence[PagedRow], *, windows: dict[str, int | None], dtype: torch.dtype, device: torch.device
 ) -> Packed:
     """The rows laid out for a forward in the cheapest way: each for itself or packed with its like."""
-    lengths, queries = [len(row.slots) for row in rows], [len(row.new) for row in rows]
-    slots = [np.array(row.slots, dtype=np.int64) for row in rows]
-    best, least = None, _cost(len(rows), max(queries), max(lengths))
-    for depth in DEPTHS if len(rows) > 1 else ():
-        if depth >= min(lengths):
-            break
-        grouped = _grouped(int(own[depth]) for own in slots)
-        if len(grouped) == len(rows):
-            break
-        for most in MOST_QUERIES:
-            groups = [part for group in grouped for part in _parted(group, queries, most)]
-            if most is not None and len(groups) == len(grouped):
-                break
-            unions = [union([slots[i] for i in group]) for group in groups]
-            widest = max(len(merged) for merged, _ in unions)
-            cost = PACKING + _cost(len(groups), max(sum(queries[i] for i in group) for group in groups), widest)
-            if cost < least:
-                best, least = (groups, unions), cost
-    if best is None:
-        return pack(rows, windows=windows, dtype=dtype, device=device, unmasked=True)
-    return packed(rows, *best, windows=windows, dtype=dtype, device=device)
+    table = Table(rows)
+    alone = len(rows) * _cost(int(table.new.max()), int(table.lengths.max()))
+    if len(rows) > 1 and alone > PACKING:
+        groups, cost = grouped(table)
+        if PACKING + cost < alone:
+            return packed(table, groups, windows=windows, dtype=dtype, device=device)
+    return pack(rows, windows=windows, dtype=dtype, device=device, unmasked=True, table=table)
 
 
-def _cost(rows: int, queries: int, keys: int) -> float:
-    return rows * keys * (1 + queries / PAIRS_PER_SLOT)
+def _cost(queries: int, keys: int) -> float:
+    return keys * (1 + queries / PAIRS_PER_SLOT)
 
 
-def _grouped(marks: Iterable[int]) -> list[list[int]]:
-    groups: dict[int, list[int]] = {}
-    for i, mark in enumerate(marks):
-        groups.setdefault(mark, []).append(i)
-    return list(groups.values())
+def grouped(table: Table) -> tuple[list[list[int]], float]:
+    """Rows put together as long as that makes a query cheaper, and what their forward costs, padded to each other.
 
-
-def _parted(group: list[int], queries: Sequence[int], most: int | None) -> Iterator[list[int]]:
-    """The group in parts of so many queries each: in one row all pay for every branch's keys."""
-    part, total = list[int](), 0
-    for i in group:
-        if part and most is not None and total + queries[i] > most:
-            yield part
-            part, total = [], 0
-        part.append(i)
-        total += queries[i]
-    yield part
-
-
-def union(slots: Sequence[Ints]) -> tuple[Ints, list[Ints]]:
-    """The different slots, and where in them each row's slots are."""
-    top = max(int(own.max()) for own in slots) + 1
-    place = np.full(top, -1, dtype=np.int64)
-    for own in slots:
-        place[own] = 0
-    merged = np.flatnonzero(place == 0)
-    place[merged] = np.arange(len(merged))
-    return merged, [place[own] for own in slots]
+    What neighbours share is known from where their slots part: no slot follows two others.
+    """
+    order = np.lexsort([table.slots[:, 0], *(table.slots[:, d] for d in DEPTHS if d < table.slots.shape[1])])
+    slots = table.slots[order]
+    parting = np.argmin(slots[1:] == slots[:-1], axis=1)
+    own = (table.lengths[order] - np.concatenate(([0], parting))).tolist()
+    lengths, new = table.lengths[order].tolist(), table.new[order].tolist()
+    groups = list[list[int]]()
+    keys = queries = widest = most = 0
+    for i, row in enumerate(order.tolist()):
+        together, asked = keys + own[i], queries + new[i]
+        if groups and _cost(asked, together) * queries <= _cost(queries, keys) * asked:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+            together, asked = lengths[i], new[i]
+        keys, queries = together, asked
+        widest, most = max(widest, keys), max(most, queries)
+    return groups, len(groups) * _cost(most, widest)
 
 
 def packed(
-    rows: Sequence[PagedRow],
+    table: Table,
     groups: Sequence[Sequence[int]],
-    unions: Sequence[tuple[Ints, list[Ints]]],
     *,
     windows: dict[str, int | None],
     dtype: torch.dtype,
     device: torch.device,
 ) -> Packed:
     """One row [Q] of queries and [K] of slots per group; `rows` of the result finds each row's queries again."""
-    queries = max(sum(len(rows[i].new) for i in group) for group in groups)
-    width, longest = max(len(merged) for merged, _ in unions), max(len(row.new) for row in rows)
-    tokens = np.zeros((len(groups), queries), dtype=np.int64)
-    positions = np.zeros_like(tokens)
-    written = np.full_like(tokens, TRASH)
-    read = np.full((len(groups), width), TRASH, dtype=np.int64)
-    found = np.zeros((len(rows), longest), dtype=np.int64)
-    hidden = {kind: np.ones((len(groups), queries, width), dtype=bool) for kind in windows}
-    for g, (group, (merged, places)) in enumerate(zip(groups, unions, strict=True)):
-        read[g, : len(merged)] = merged
-        start = 0
-        for i, place in zip(group, places, strict=True):
-            row, end = rows[i], start + len(rows[i].new)
-            at = np.arange(len(place) - len(row.new), len(place))
-            tokens[g, start:end] = row.new
-            positions[g, start:end] = at
-            written[g, start:end] = row.slots[len(place) - len(row.new) :]
-            found[i, longest - len(row.new) :] = g * queries + np.arange(start, end)
-            key = np.arange(len(place))
-            for kind, window in windows.items():
-                unseen = key > at[:, None]
-                if window is not None:
-                    unseen |= key <= at[:, None] - window
-                hidden[kind][g, start:end, place] = unseen.T
-            start = end
-        for mask in hidden.values():
-            mask[g, start:, 0] = False  # padding must see something, or it is NaN
-    least = torch.finfo(dtype).min
+    sizes = [int(table.new[group].sum()) for group in groups]
+    queries, longest = max(sizes), int(table.new.max())
+    read, depth, counts = _united(table, groups)
+    widths = [aligned(count, queries, dtype) for count in counts]
+    more = ((0, 0), (0, max(widths) - max(counts)))
+    read, depth = np.pad(read, more, constant_values=PADDING), np.pad(depth, more)
+    begin = np.zeros(len(table.new), dtype=np.int64)  # of a row's queries, in [G*Q]
+    asker = np.empty((len(groups), queries), dtype=np.int64)  # padding sees what a group's first row does at first
+    for g, group in enumerate(groups):
+        new = table.new[group]
+        begin[group] = g * queries + np.cumsum(new) - new
+        asker[g, : sizes[g]] = np.repeat(group, new)
+        asker[g, sizes[g] :] = group[0]
+    places = begin[table.row] + table.new[table.row] - 1 - table.left
+    found = np.zeros((len(table.new), longest), dtype=np.int64)
+    found[table.row, longest - 1 - table.left] = places
+    told = placed(table, places, (len(groups), queries), device=device)
+    # A key is seen by a row that has its slot at its depth, from there on.
+    unseen = table.slots[asker[:, :, None], depth[:, None, :]] != read[:, None, :]
+    at = np.zeros((len(groups), queries), dtype=np.int64)
+    at.reshape(-1)[places] = table.positions
+    if longest > 1:
+        unseen |= depth[:, None, :] > at[:, :, None]
     masks = {
-        kind: torch.zeros(mask.shape, dtype=dtype, device=device)
-        .masked_fill_(torch.from_numpy(mask).to(device), least)[:, None]
-        for kind, mask in hidden.items()
-    }  # fmt: skip
+        kind: masking(
+            unseen if window is None else unseen | (depth[:, None, :] <= at[:, :, None] - window),
+            dtype=dtype,
+            device=device,
+        )
+        for kind, window in windows.items()
+    }
     return Packed(
-        tokens=torch.from_numpy(tokens).to(device),
-        positions=torch.from_numpy(positions).to(device),
-        written=torch.from_numpy(written.reshape(-1)).to(device),
-        read=torch.from_numpy(read).to(device),
+        **told,
+        read=torch.from_numpy(np.maximum(read, TRASH)).to(device),
         mask=next(iter(masks.values())) if len(masks) == 1 else masks,
         rows=torch.from_numpy(found).to(device),
+        widths=widths,
     )
+
+
+def _united(table: Table, groups: Sequence[Sequence[int]]) -> tuple[Ints, Ints, list[int]]:
+    """The different slots of each group [G, K] (padding: below all), how deep in its rows each is, how many."""
+    member = np.array([row for group in groups for row in group])
+    group = np.repeat(np.arange(len(groups)), [len(g) for g in groups])
+    slots, top = table.slots[member], int(table.slots.max()) + 1
+    fresh = np.arange(slots.shape[1]) < table.lengths[member, None]
+    beside = (group[1:] == group[:-1])[:, None] & (slots[1:] == slots[:-1])
+    fresh[1:] &= ~beside  # what the row before it has too
+    of, deep = np.nonzero(fresh)
+    marks, first = np.unique(group[of] * top + slots[of, deep], return_index=True)
+    where = marks // top
+    counts = np.bincount(where, minlength=len(groups))
+    place = np.arange(len(marks)) - (np.cumsum(counts) - counts)[where]
+    read = np.full((len(groups), counts.max()), PADDING)
+    depth = np.zeros_like(read)
+    read[where, place], depth[where, place] = marks % top, deep[first]
+    return read, depth, counts.tolist()

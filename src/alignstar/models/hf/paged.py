@@ -8,19 +8,30 @@ layer and the mask is computed from positions alone: key j of a row *is* positio
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from itertools import chain
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import Cache
 
 from alignstar.types import Ids
 
+Ints = NDArray[np.int64]
+
+LANES = 16
+"""Single-precision numbers in a vector register."""
+
 SMALL = 1 << 16
 """Entries of a mask up to which it is made on the host."""
+
+LEAST_SPARED = 4
+"""Padded positions, and an eighth of those that are none: fewer are computed with the others."""
 
 TRASH = 0
 """Slot that padding writes to and nothing reads."""
@@ -124,7 +135,29 @@ class PagedRow:
     """One row of a forward: `new` tokens, and the slots of every position up to the last of them."""
 
     new: Ids
-    slots: list[int]
+    slots: Sequence[int]
+
+
+class Table:
+    """Rows as arrays: per row `lengths` and `new` [B] and `slots` [B, K]; per new token, in order, what it needs [N].
+
+    `slots` are padded with numbers below zero, another one in every row. Of each token: its row, how many of the row's
+    come after it (`left`), its position, and the slot that it is written to.
+    """
+
+    def __init__(self, rows: Sequence[PagedRow]) -> None:
+        self.lengths = np.array([len(row.slots) for row in rows])
+        self.new = np.array([len(row.new) for row in rows])
+        known = b"".join(row.slots if isinstance(row.slots, array) else array("q", row.slots) for row in rows)
+        self.slots = np.empty((len(rows), self.lengths.max()), dtype=np.int64)
+        self.slots[:] = -1 - np.arange(len(rows))[:, None]
+        self.slots[np.arange(self.slots.shape[1]) < self.lengths[:, None]] = np.frombuffer(known, dtype=np.int64)
+        self.tokens = np.fromiter(chain.from_iterable(row.new for row in rows), dtype=np.int64)
+        self.row = np.repeat(np.arange(len(rows)), self.new)
+        ends = np.cumsum(self.new)
+        self.left = ends[self.row] - 1 - np.arange(len(self.row))
+        self.positions = self.lengths[self.row] - 1 - self.left
+        self.written = self.slots[self.row, self.positions]
 
 
 def masks(
@@ -134,13 +167,16 @@ def masks(
     windows: dict[str, int | None],
     dtype: torch.dtype,
     device: torch.device,
+    keys: int | None = None,
 ) -> torch.Tensor | dict[str, torch.Tensor]:
     """Additive masks [B, 1, Q, K] for rows of `lengths` positions whose last `new` ones are right-aligned queries.
 
+    `keys` is K; None: as many as the longest row has.
     `windows` maps a layer type to its sliding window (None: full attention); one type gives a plain tensor, several
     give the dict that models with mixed layers take.
     """
-    queries, keys = max(new), max(lengths)
+    queries = max(new)
+    keys = max(lengths) if keys is None else keys
     # Small ones by numpy, which does not let go of the interpreter: torch would wait for it anew at every operation.
     small = len(lengths) * queries * keys <= SMALL
     count: Any = np.arange if small else partial(torch.arange, device=device)
@@ -148,18 +184,24 @@ def masks(
     position = ends[:, None, None] - queries + count(queries)[:, None]
     key = count(keys)
     made: dict[str, torch.Tensor] = {}
-    number = np.float64 if dtype == torch.float64 else np.float32
-    least = torch.finfo(dtype).min
     for kind, window in windows.items():
         hidden: Any = key > position  # [B, Q, K]; padding queries (position < length - new) may see anything
         if window is not None:
             hidden |= key <= position - window
-        if small:
-            mask = torch.from_numpy(np.where(hidden, number(least), number(0))).to(device=device, dtype=dtype)
-        else:
-            mask = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, least)
-        made[kind] = mask[:, None]
+        made[kind] = masking(hidden, dtype=dtype, device=device)
     return next(iter(made.values())) if len(made) == 1 else made
+
+
+def masking(hidden: Any, *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """The additive mask [B, 1, Q, K] of what is hidden [B, Q, K], an array or a tensor."""
+    least = torch.finfo(dtype).min
+    if isinstance(hidden, np.ndarray) and hidden.size <= SMALL:
+        number = np.float64 if dtype == torch.float64 else np.float32
+        mask = torch.from_numpy(np.where(hidden, number(least), number(0))).to(device=device, dtype=dtype)
+    else:
+        known = torch.from_numpy(hidden).to(device) if isinstance(hidden, np.ndarray) else hidden
+        mask = torch.zeros(known.shape, dtype=dtype, device=device).masked_fill_(known, least)
+    return mask[:, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +210,8 @@ class Packed:
 
     `written` [B*Q] and `read` [B, K] are slots; `mask` is what `masks` makes, None where every query may see all keys.
     Where rows were packed together, `rows` [rows, longest] tells where in [B*Q] each one's queries are, at the right.
+    `real` [N] tells where in [B*Q] what is no padding is (None: everywhere, or padding is not worth leaving out),
+    `widths` how many of the K slots each row needs.
     """
 
     tokens: torch.Tensor
@@ -176,6 +220,39 @@ class Packed:
     read: torch.Tensor
     mask: torch.Tensor | dict[str, torch.Tensor] | None
     rows: torch.Tensor | None = None
+    real: torch.Tensor | None = None
+    widths: Sequence[int] | None = None
+
+
+class Placed(TypedDict):
+    """The fields of Packed that tell of new tokens."""
+
+    tokens: torch.Tensor
+    positions: torch.Tensor
+    written: torch.Tensor
+    real: torch.Tensor | None
+
+
+def aligned(keys: int, queries: int, dtype: torch.dtype) -> int:
+    """A width for so many keys that a CPU's attention is quick with: a third slower if vectors are not full."""
+    return keys if queries == 1 or dtype != torch.float32 else -(-keys // LANES) * LANES
+
+
+def placed(table: Table, places: Ints, shape: tuple[int, int], *, device: torch.device) -> Placed:
+    """Each new token put into [B, Q] at its place [N] in [B*Q]."""
+
+    def put(values: Ints, padding: int) -> torch.Tensor:
+        whole = np.full(shape, padding, dtype=np.int64)
+        whole.reshape(-1)[places] = values
+        return torch.from_numpy(whole).to(device)
+
+    spared = shape[0] * shape[1] - len(places)
+    return Placed(
+        tokens=put(table.tokens, 0),
+        positions=put(table.positions, 0),
+        written=put(table.written, TRASH).view(-1),
+        real=torch.from_numpy(places).to(device) if spared >= max(LEAST_SPARED, len(places) // 8) else None,
+    )
 
 
 def pack(
@@ -185,30 +262,24 @@ def pack(
     dtype: torch.dtype,
     device: torch.device,
     unmasked: bool = False,
+    table: Table | None = None,
 ) -> Packed:
-    """Lay rows out for a forward; with `unmasked` a mask that would hide nothing is left out."""
-    queries = max(len(row.new) for row in rows)
-    lengths = [len(row.slots) for row in rows]
-    width = max(lengths)
-    tokens = np.zeros((len(rows), queries), dtype=np.int64)
-    positions = np.zeros((len(rows), queries), dtype=np.int64)
-    written = np.full((len(rows), queries), TRASH, dtype=np.int64)
-    read = np.full((len(rows), width), TRASH, dtype=np.int64)
-    for i, row in enumerate(rows):
-        n, end = len(row.new), lengths[i]
-        tokens[i, queries - n :] = row.new
-        positions[i, queries - n :] = np.arange(end - n, end)
-        read[i, :end] = row.slots
-        written[i, queries - n :] = read[i, end - n : end]
+    """Lay rows out for a forward; with `unmasked` a mask that would hide nothing is left out. `table`: the rows'."""
+    table = Table(rows) if table is None else table
+    lengths, new = table.lengths.tolist(), table.new.tolist()
+    queries, width = max(new), max(lengths)
+    widths = [aligned(n, queries, dtype) for n in lengths]
+    read = np.full((len(rows), max(widths)), TRASH)
+    read[:, :width] = np.maximum(table.slots, TRASH)
+    places = (table.row + 1) * queries - 1 - table.left
     seen = queries == 1 and min(lengths) == width and all(w is None or w >= width for w in windows.values())
     return Packed(
-        tokens=torch.from_numpy(tokens).to(device),
-        positions=torch.from_numpy(positions).to(device),
-        written=torch.from_numpy(written.reshape(-1)).to(device),
+        **placed(table, places, (len(rows), queries), device=device),
         read=torch.from_numpy(read).to(device),
         mask=None
         if unmasked and seen
-        else masks(lengths, [len(r.new) for r in rows], windows=windows, dtype=dtype, device=device),
+        else masks(lengths, new, windows=windows, dtype=dtype, device=device, keys=max(widths)),
+        widths=widths,
     )
 
 
@@ -223,8 +294,11 @@ class PagedForward:
         self.dtype = dtype
         self.device = device
 
-    def __call__(self, pool: Pool, rows: Sequence[PagedRow], **kwargs: Any) -> Any:
-        """The module's output for right-aligned queries [B, Q, ...]: a row's last new token is at index -1."""
+    def __call__(self, pool: Pool, rows: Sequence[PagedRow], *, keep: int = 0, **kwargs: Any) -> Any:
+        """The module's output for right-aligned queries [B, Q, ...]: a row's last new token is at index -1.
+
+        How many last positions are wanted (`keep`) makes no difference here.
+        """
         packed = pack(rows, windows=self.windows, dtype=self.dtype, device=self.device)
         return self.module(
             input_ids=packed.tokens,

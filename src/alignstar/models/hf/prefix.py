@@ -7,6 +7,7 @@ least recently used first.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 
 from alignstar.models.hf.paged import Pool
@@ -19,7 +20,7 @@ class Lease:
 
     __slots__ = ("node", "own", "slots")
 
-    def __init__(self, node: Node, slots: list[int]) -> None:
+    def __init__(self, node: Node, slots: array[int]) -> None:
         self.node = node
         self.slots = slots  # one per position, in order
         self.own = 0  # how many of the last ones are private
@@ -55,7 +56,7 @@ class PrefixCache:
         if node is not self.tree.root:
             node = self.tree.split(node, used)
         self._pin(node)
-        slots: list[int] = []
+        slots = array("q")
         for edge in reversed(list(node.path())):
             slots.extend(edge.slots)
         return Lease(node, slots)
@@ -64,7 +65,7 @@ class PrefixCache:
         """A second claim on the same path; the first must have no private slots."""
         assert lease.own == 0
         self._pin(lease.node)
-        return Lease(lease.node, list(lease.slots))
+        return Lease(lease.node, lease.slots[:])
 
     def extend(self, lease: Lease, count: int) -> None:
         """Give the row `count` more private slots, evicting if needed. The caller has reserved the room."""
@@ -98,7 +99,7 @@ class PrefixCache:
         self._unpin(lease.node)
         lease.node = node
         if known > shared:
-            lease.slots = []
+            lease.slots = array("q")
             for edge in reversed(list(node.path())):
                 lease.slots.extend(edge.slots)
 
@@ -109,7 +110,7 @@ class PrefixCache:
             self.private -= lease.own
             lease.own = 0
         self._unpin(lease.node)
-        lease.slots = []
+        lease.slots = array("q")
 
     def remember(self, lease: Lease, notes: dict[int, object]) -> None:
         """Attach something to published positions: position -> note."""
