@@ -10,12 +10,16 @@ import torch
 
 import tiny
 from alignstar.bench import stores
+from alignstar.models.hf import attending, paged
 from alignstar.models.hf import packed as packing
 from alignstar.models.hf.fused import FusedForward, fused_forward
 from alignstar.models.hf.network import LogitsReadout, Network, attention_windows
 from alignstar.models.hf.paged import PagedRow, Pool, Table
 
 CPU = torch.device("cpu")
+
+PARTED = [(6, 1, 10**6), (7, 20_000, 10**6), (8, 20_000, 1), (9, 1 << 20, 10**6)]
+"""Attention row by row, in parts of several rows, with and without what is padding; everything at once, padded."""
 
 
 def parts(seed: int) -> Any:
@@ -36,8 +40,12 @@ def parts(seed: int) -> Any:
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
-@pytest.mark.parametrize("seed", range(6))
-def test_any_grouping_equals_the_modules_own_forward(family: str, seed: int) -> None:
+@pytest.mark.parametrize(("seed", "at_once", "spared"), [(s, 1 << 20, 4) for s in range(6)] + PARTED)
+def test_any_grouping_equals_the_modules_own_forward(
+    family: str, seed: int, at_once: int, spared: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attending, "AT_ONCE", at_once)
+    monkeypatch.setattr(paged, "LEAST_SPARED", spared)
     model = tiny.causal_lm(family)
     network = Network("tiny", model, LogitsReadout(model, tiny.VOCAB), config=model.config, device=CPU)
     windows = attention_windows(model.config)
@@ -105,3 +113,36 @@ def test_the_benchmark_compares_equal_logits() -> None:
     rows = stores.run(shape, repeats=1, device=CPU, dtype=torch.float32, on_case=lambda _: None, cases=[case])
     gathered = {row.way: row.gathered for row in rows}
     assert gathered == {stores.ROWS: 10 * 104, stores.ONE: 240, stores.ENGINE: 2 * 128}
+
+
+def test_parts_hold_as_much_as_fits() -> None:
+    """Neighbours together, padded to the widest; what is too wide alone is a part by itself."""
+    assert attending._ranges([5, 4, 9, 3, 3, 3, 30, 2], 12) == [
+        (0, 2, 5), (2, 3, 9), (3, 6, 3), (6, 7, 30), (7, 8, 2),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_nothing_but_attention_is_padded_and_the_last_layer_ends_for_what_is_read(together: bool) -> None:
+    model = tiny.causal_lm("llama")
+    windows = attention_windows(model.config)
+    assert windows is not None
+    lay = parts(3) if together else packing.layout
+    forward = fused_forward(model, windows=windows, dtype=torch.float64, device=CPU, layout=lay)
+    assert isinstance(forward, FusedForward)
+    after, states = forward.after, list[int]()
+
+    def counted(hidden: torch.Tensor, *rest: Any) -> torch.Tensor:
+        states.append(len(hidden))
+        return after(hidden, *rest)
+
+    forward.after = counted
+    pool = Pool(100, CPU)
+    texts = [tuple(range(3, 3 + n)) for n in (20, 2, 7)]
+    rows = [PagedRow(new=text, slots=pool.take(len(text))) for text in texts]
+    network = Network("tiny", model, LogitsReadout(model, tiny.VOCAB), config=model.config, device=CPU)
+    with torch.inference_mode():
+        got = forward(pool, rows, keep=1, logits_to_keep=1).logits
+    assert states == [29] * (len(forward.layers) - 1) + [3]
+    for row, text in zip(got, texts, strict=True):
+        torch.testing.assert_close(row, network.plain([text], 1)[0], rtol=0, atol=1e-9)

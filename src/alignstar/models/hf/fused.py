@@ -254,7 +254,8 @@ def _rms_norm(x: torch.Tensor, norm: Norm) -> torch.Tensor:
 def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotary position embedding of [N, heads, dim] by the angles [N, 1, dim]; `sin` with the signs of `_signed`."""
     half = x.shape[-1] // 2
-    return torch.cat((x[..., half:], x[..., :half]), dim=-1).mul_(sin).addcmul_(x, cos)
+    # Not addcmul, which rounds half precision otherwise than the modules do.
+    return torch.cat((x[..., half:], x[..., :half]), dim=-1).mul_(sin).add_(x * cos)
 
 
 def _signed(sin: torch.Tensor) -> torch.Tensor:

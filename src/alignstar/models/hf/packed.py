@@ -49,7 +49,7 @@ def grouped(table: Table) -> tuple[list[list[int]], float]:
 
     What neighbours share is known from where their slots part: no slot follows two others.
     """
-    order = np.lexsort([table.slots[:, 0], *(table.slots[:, d] for d in DEPTHS if d < table.slots.shape[1])])
+    order = np.lexsort([table.slots[:, d] for d in DEPTHS if d < table.slots.shape[1]])
     slots = table.slots[order]
     parting = np.argmin(slots[1:] == slots[:-1], axis=1)
     own = (table.lengths[order] - np.concatenate(([0], parting))).tolist()
