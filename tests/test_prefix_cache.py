@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
 
 from alignstar.models.hf import paged
-from alignstar.models.hf.paged import Pool, masks
+from alignstar.models.hf.paged import PagedRow, Pool, masks
 from alignstar.models.hf.prefix import Lease, PrefixCache
 
 CPU = torch.device("cpu")
@@ -104,3 +105,13 @@ def test_masks_by_hand(host: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         "full_attention": [[[[1, 1]]]],
         "sliding_attention": [[[[0, 1]]]],
     }
+
+
+def test_a_module_is_given_no_more_keys_than_there_are() -> None:
+    """GPT-Neo finds its window from the end of the keys; only our own attention may have some more."""
+    rows = [PagedRow(new=tuple(range(9)), slots=list(range(1, 42)))]
+    how: Any = {"windows": {"full_attention": None}, "dtype": torch.float32, "device": CPU}
+    given, own = paged.pack(rows, **how), paged.pack(rows, own=True, **how)
+    assert isinstance(given.mask, torch.Tensor)
+    assert (given.read.shape[1], given.mask.shape[-1]) == (41, 41)
+    assert own.read.shape[1] == 48

@@ -34,7 +34,7 @@ def one_row(rows: Sequence[PagedRow], **how: Any) -> Packed:
 
 def a_row_each(rows: Sequence[PagedRow], **how: Any) -> Packed:
     """Each for itself."""
-    return pack(rows, unmasked=True, **how)
+    return pack(rows, own=True, **how)
 
 
 WAYS: Mapping[str, Layout] = {ROWS: a_row_each, ONE: one_row, ENGINE: layout}

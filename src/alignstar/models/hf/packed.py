@@ -37,7 +37,7 @@ def layout(
         groups, cost = grouped(table)
         if PACKING + cost < alone:
             return packed(table, groups, windows=windows, dtype=dtype, device=device)
-    return pack(rows, windows=windows, dtype=dtype, device=device, unmasked=True, table=table)
+    return pack(rows, windows=windows, dtype=dtype, device=device, own=True, table=table)
 
 
 def _cost(queries: int, keys: int) -> float:

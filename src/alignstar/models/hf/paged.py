@@ -261,14 +261,18 @@ def pack(
     windows: dict[str, int | None],
     dtype: torch.dtype,
     device: torch.device,
-    unmasked: bool = False,
+    own: bool = False,
     table: Table | None = None,
 ) -> Packed:
-    """Lay rows out for a forward; with `unmasked` a mask that would hide nothing is left out. `table`: the rows'."""
+    """Lay rows out for a forward. `table`: the rows'.
+
+    For our `own` attention a mask that would hide nothing is left out, and K is a width that it is quick with; modules
+    may read more from K than how many keys there are.
+    """
     table = Table(rows) if table is None else table
     lengths, new = table.lengths.tolist(), table.new.tolist()
     queries, width = max(new), max(lengths)
-    widths = [aligned(n, queries, dtype) for n in lengths]
+    widths = [aligned(n, queries, dtype) for n in lengths] if own else lengths
     read = np.full((len(rows), max(widths)), TRASH)
     read[:, :width] = np.maximum(table.slots, TRASH)
     places = (table.row + 1) * queries - 1 - table.left
@@ -277,7 +281,7 @@ def pack(
         **placed(table, places, (len(rows), queries), device=device),
         read=torch.from_numpy(read).to(device),
         mask=None
-        if unmasked and seen
+        if own and seen
         else masks(lengths, new, windows=windows, dtype=dtype, device=device, keys=max(widths)),
         widths=widths,
     )
