@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPTNeoConfig, GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import tiny
 from alignstar.models.hf import fused
@@ -92,3 +92,19 @@ def test_a_fused_forward_that_is_wrong_is_not_used(monkeypatch: pytest.MonkeyPat
     made = network(tiny.causal_lm("llama"))
     assert isinstance(made._paged, PagedForward)
     assert made.reuse
+
+
+@pytest.mark.parametrize("kinds", [["global"], ["global", "local"]])
+def test_layers_that_find_their_window_by_themselves_run_whole(kinds: list[str]):
+    """Longer than the self-check's texts, whose window would hold all of them."""
+    config = GPTNeoConfig(
+        vocab_size=tiny.VOCAB, hidden_size=16, num_heads=2, num_layers=len(kinds), attention_types=[[kinds, 1]],
+        window_size=40, max_position_embeddings=100,
+    )  # fmt: skip
+    made = network(GPTNeoForCausalLM(config).eval())
+    assert made.reuse == (kinds == ["global"])
+    if made.reuse:
+        pool, texts = Pool(200, torch.device("cpu")), [tuple(range(3, 3 + n)) for n in (25, 9)]
+        got = made.paged(pool, [PagedRow(new=text, slots=pool.take(len(text))) for text in texts], 1)
+        for row, text in zip(got, texts, strict=True):
+            torch.testing.assert_close(row, made.plain([text], 1)[0], rtol=0, atol=made.tolerance)

@@ -165,7 +165,9 @@ class Network:
         """The first of the paged forwards, the fastest before the most general, that equals the plain one."""
         windows = attention_windows(self.config)
         if windows is None:
-            log.warning("%s runs without prefix reuse: some of its layers are not attention.", self.name)
+            log.warning(
+                "%s runs without prefix reuse: some of its layers are not attention over given positions.", self.name
+            )
             return None
         settings: dict[str, Any] = {"windows": windows, "dtype": self.dtype, "device": self.device}
         fused = fused_forward(self.module, **settings)
@@ -245,8 +247,14 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def attention_windows(config: Any) -> dict[str, int | None] | None:
-    """Layer type -> sliding window (None: full attention); None where a layer is neither (linear, chunked, ...)."""
+    """Layer type -> sliding window (None: full attention); None where a layer is neither (linear, chunked, ...).
+
+    GPT-Neo's local layers are neither: they find their window from how many keys there are, which in a batch of unequal
+    rows is another number than the row has.
+    """
     fields = config.to_dict()
+    if "local" in (fields.get("attention_layers") or ()):
+        return None
     kinds = set(fields.get("layer_types") or ())
     window = fields.get("sliding_window")
     if not kinds:
