@@ -21,9 +21,10 @@ from alignstar.aligner import Aligner
 from alignstar.errors import EngineError, ModelError
 from alignstar.meter import Meter, metering
 from alignstar.models.hf.branch import Grafted, branch_of, truncated
-from alignstar.models.hf.fused import MODEL_TYPES, FusedForward
+from alignstar.models.hf.fused import MODEL_TYPES
 from alignstar.models.hf.language import HFModel
 from alignstar.models.hf.load import Library
+from alignstar.models.hf.native import NativeForward
 from alignstar.models.hf.network import HeadReadout, Network
 from alignstar.models.hf.value import HeadConfig, HFValue, ValueHead, load_head, save_head
 from alignstar.models.value import ValueModel
@@ -283,7 +284,7 @@ def test_keys_and_values_of_a_branch_are_reused_too(family: str) -> None:
     head = torch.nn.Identity()
     network = Network("tiny", grafted, HeadReadout(head), config=grafted.config, device=torch.device("cpu"))
     assert network.reuse
-    assert isinstance(network._paged, FusedForward) == (family in MODEL_TYPES)  # pyright: ignore[reportPrivateUsage]
+    assert isinstance(network._paged, NativeForward) == (family in MODEL_TYPES)  # pyright: ignore[reportPrivateUsage]
 
 
 def test_what_a_branch_cannot_copy_is_refused(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ class Network:
         self.adapter = adapter
         self.causal = causal
         self.bytes_per_position = 0  # of KV; known after the self-check
-        self._paged = self._checked() if reuse and causal else None
+        self._paged = self._checked(native=not compile) if reuse and causal else None
         if compile:
             self._paged = self._compiled()
 
@@ -161,7 +161,7 @@ class Network:
         with torch.inference_mode(), self.adapter():
             yield
 
-    def _checked(self) -> Forward | None:
+    def _checked(self, *, native: bool) -> Forward | None:
         """The first of the paged forwards, the fastest before the most general, that equals the plain one."""
         windows = attention_windows(self.config)
         if windows is None:
@@ -171,8 +171,15 @@ class Network:
             return None
         settings: dict[str, Any] = {"windows": windows, "dtype": self.dtype, "device": self.device}
         fused = fused_forward(self.module, **settings)
-        if fused is not None and self._difference(fused) is None:
-            return fused
+        if fused is not None:
+            own = native_forward(fused) if native else None
+            if own is not None:
+                wrong = self._difference(own)
+                if wrong is None:
+                    return own
+                log.info("%s runs without kernels of our own: %s.", self.name, wrong)
+            if self._difference(fused) is None:
+                return fused
         general = PagedForward(self.module, **settings)
         wrong = self._difference(general)
         if wrong is None:
@@ -213,7 +220,7 @@ class Network:
         return f"paged and plain forwards differ by {worst:.1e} (at most {self.tolerance:.0e})"
 
     def _compare(self, forward: Forward, first: Ids, branched: Ids) -> float:
-        """Largest difference between paged and plain outputs over the self-check's five situations."""
+        """Largest difference between paged and plain outputs over the self-check's six situations."""
         pool = Pool(4 * len(first), self.device)
         slots = pool.take(len(first))
         branch_slots = slots[: len(first) // 3] + pool.take(len(branched) - len(first) // 3)
@@ -234,8 +241,21 @@ class Network:
         check([(branched, len(first) // 3, branch_slots)])  # branched off, behind what was computed
         check([(first, half + 3, slots), (branched, len(branched) - 2, branch_slots)])  # batched with another length
         check([(first[: half - 2], half - 4, slots)])  # rolled back
+        check([(first, 0, slots)])  # read anew, more at a time
         self.bytes_per_position = pool.bytes // pool.slots
         return worst
+
+
+def native_forward(fused: FusedForward) -> Forward | None:
+    """The fused forward on kernels of our own: for a CPU in single precision, where numba is installed."""
+    if fused.device.type != "cpu" or fused.dtype != torch.float32:
+        return None
+    try:
+        from alignstar.models.hf.native import NativeForward
+    except ImportError as error:
+        log.info("Forwards on this CPU take about twice as long as with numba, which cannot be imported: %s.", error)
+        return None
+    return NativeForward(fused)
 
 
 def out_of_memory(error: BaseException) -> bool:

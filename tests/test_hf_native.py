@@ -1,0 +1,198 @@
+"""The forward on kernels of our own: equal to the modules', whoever else is in it, and what happens without numba."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import tiny
+from alignstar.models.hf import kernels, native
+from alignstar.models.hf.fused import FusedForward
+from alignstar.models.hf.native import FEW, NativeForward
+from alignstar.models.hf.network import LogitsReadout, Network
+from alignstar.models.hf.paged import PagedRow, Pool
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # grouped heads; windows everywhere, and in some layers; head norms
+
+LONG = tuple(tuple((7 * i + 3 * n) % tiny.VOCAB for i in range(n)) for n in (29, 11, 17, 7))
+
+
+def network(model: Any, **options: Any) -> Network:
+    return Network(
+        "tiny", model, LogitsReadout(model, tiny.VOCAB), config=model.config, device=torch.device("cpu"), **options
+    )  # fmt: skip
+
+
+def drawn(shape: tuple[int, ...], seed: int = 0, spread: float = 1.0) -> Any:
+    return (np.random.default_rng(seed).standard_normal(shape) * spread).astype(np.float32)
+
+
+def pushed(made: Network, last: int, want: int) -> tuple[torch.Tensor, list[Any]]:
+    """All texts but for their last tokens in one forward, those in another, whose outputs are told."""
+    pool = Pool(200, torch.device("cpu"))
+    slots = [pool.take(len(text)) for text in LONG]
+    both = list(zip(LONG, slots, strict=True))
+    made.paged(pool, [PagedRow(new=text[:-last], slots=where[:-last]) for text, where in both], 1)
+    return made.paged(pool, [PagedRow(new=text[-last:], slots=where) for text, where in both], want), both
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("last", [1, 4, 5])
+def test_few_and_many_positions_equal_the_modules_own_forward(family: str, last: int):
+    assert len(LONG) * 4 <= FEW < len(LONG) * 5
+    made = network(tiny.causal_lm(family, dtype=torch.float32))
+    assert isinstance(made._paged, NativeForward)
+    want = min(last, 3)
+    got, both = pushed(made, last, want)
+    for row, (text, _) in zip(got, both, strict=True):
+        torch.testing.assert_close(row, made.plain([text], want)[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("last", [4, 5])
+def test_biases_of_every_projection_count(last: int):
+    model = LlamaForCausalLM(LlamaConfig(**tiny._SHAPE, attention_bias=True, mlp_bias=True)).eval()
+    tiny.randomise(model, 0, 0.2)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(len(name)))
+    made = network(model)
+    assert isinstance(made._paged, NativeForward)
+    got, both = pushed(made, last, 1)
+    for row, (text, _) in zip(got, both, strict=True):
+        torch.testing.assert_close(row, made.plain([text], 1)[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_precisions_run_on_torch(dtype: torch.dtype):
+    assert isinstance(network(tiny.causal_lm("llama", dtype=dtype))._paged, FusedForward)
+
+
+def test_without_numba_the_fused_forward_runs_and_the_log_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setitem(sys.modules, "alignstar.models.hf.native", None)
+    with caplog.at_level(logging.INFO, logger="alignstar"):
+        made = network(tiny.causal_lm("llama", dtype=torch.float32))
+    assert isinstance(made._paged, FusedForward)
+    assert "as long as with numba, which cannot be imported" in caplog.text
+
+
+@pytest.mark.parametrize("wrong", ["after_attention", "gated"])
+def test_kernels_that_are_wrong_are_not_used(
+    wrong: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """The one is what few positions take, the other what many do."""
+    monkeypatch.setattr(kernels, wrong, lambda *given: None)
+    with caplog.at_level(logging.INFO, logger="alignstar"):
+        made = network(tiny.causal_lm("llama", dtype=torch.float32))
+    assert isinstance(made._paged, FusedForward)
+    assert "tiny runs without kernels of our own: paged and plain forwards differ by" in caplog.text
+
+
+def test_numbers_that_are_none_stay_so():
+    """A model that gives NaN is found out by it, though the kernels may sum in any order."""
+    model = tiny.causal_lm("llama", dtype=torch.float32)
+    made = network(model)
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3, 4] = torch.nan
+    for last in (1, 5):
+        got, _ = pushed(made, last, 1)
+        assert bool(torch.isnan(got).all())
+
+
+def test_threads_share_positions_and_change_none(monkeypatch: pytest.MonkeyPatch):
+    made = network(tiny.causal_lm("mistral", dtype=torch.float32))
+    alone, _ = pushed(made, 5, 3)
+    threads = torch.get_num_threads()
+    calls: list[tuple[int, int]] = []
+    kernel = kernels.gated
+    monkeypatch.setattr(native, "WORTH_A_THREAD", 1)
+    monkeypatch.setattr(kernels, "gated", lambda *given: (calls.append(given[-2:]), kernel(*given)))
+    try:
+        torch.set_num_threads(3)
+        shared, _ = pushed(made, 5, 3)
+    finally:
+        torch.set_num_threads(threads)
+    assert len(calls) > 4
+    torch.testing.assert_close(shared, alone, rtol=0, atol=1e-5)  # the products are torch's, in threads of its own
+    heads, buffer = drawn((50, 6, 8)), drawn((40, 4, 8), 1)
+    slots, row, position = np.arange(80).reshape(2, 40) % 40, np.arange(50) % 2, 39 - np.arange(50) % 30
+    out, parts = np.zeros((50, 32), np.float32), np.zeros((50, 32), np.float32)
+    given = (heads, buffer, slots, row, position, 0, np.float32(0.3))
+    kernels.attention(8)(*given, out, 0, 50)
+    for first in range(50):
+        kernels.attention(8)(*given, parts, first, first + 1)
+    assert np.array_equal(out, parts)
+
+
+@pytest.mark.parametrize("window", [0, 6])
+@pytest.mark.parametrize("keys", range(1, 14))
+def test_attention_reads_as_many_keys_as_there_are(keys: int, window: int):
+    qkv, buffer = drawn((1, 8, 8), keys), drawn((30, 4, 8), 1)
+    slots = np.random.default_rng(keys).permutation(30)[None, :keys]
+    out = np.empty((1, 32), np.float32)
+    given = (np.zeros(1, np.int64), np.array([keys - 1]), window, np.float32(0.5), out, 0, 1)
+    kernels.attention(8)(qkv, buffer, slots, *given)
+    seen = torch.from_numpy(buffer[slots[0, max(0, keys - window) if window else 0 :]]).transpose(0, 1)
+    told = torch.nn.functional.scaled_dot_product_attention(
+        torch.from_numpy(qkv[:, :4]).transpose(0, 1), seen[:2], seen[2:], scale=0.5, enable_gqa=True
+    )
+    np.testing.assert_allclose(out.reshape(4, 8), told[:, 0].numpy(), rtol=0, atol=2e-6)
+
+
+def test_exponentials_are_right_far_away_too():
+    gate = np.concatenate([np.linspace(-120, 120, 4001), [0.0, 1e-30, -1e-30]]).astype(np.float32)
+    out = np.empty((1, len(gate)), np.float32)
+    kernels.gated(np.concatenate([gate, np.ones_like(gate)])[None], out, 0, 1)
+    np.testing.assert_allclose(
+        out[0], torch.nn.functional.silu(torch.from_numpy(gate)).numpy(), rtol=3e-6, atol=1e-35
+    )  # fmt: skip
+    where = np.arange(3)[None], np.zeros(1, np.int64), np.array([2])
+    for gap in (90, 100, 200, 1e4):  # one key weighs everything
+        heads, keys, told = (
+            np.zeros((1, 3, 8), np.float32),
+            np.zeros((3, 2, 8), np.float32),
+            np.empty((1, 8), np.float32),
+        )
+        heads[0, 0, 0], keys[:, 0, 0], keys[:, 1, 0] = 1, (0, 5, gap), (1, 2, 3)
+        kernels.attention(8)(heads, keys, *where, 0, np.float32(1), told, 0, 1)
+        assert told[0, 0] == 3
+
+
+@pytest.mark.parametrize("inputs", [8, 9, 15, 16, 23])
+@pytest.mark.parametrize("biased", [False, True])
+def test_products_are_of_all_inputs(inputs: int, biased: bool):
+    values, weight, bias = drawn((5, inputs)), drawn((inputs, 7), 1), drawn((7 if biased else 0,), 2)
+    whole = values.astype(np.float64) @ weight + (bias if biased else 0)
+    for onto in (False, True):
+        out = drawn((5, 7), 3)
+        before = out.copy()
+        kernels.product(values, weight, bias, onto, out, 1, 4)
+        np.testing.assert_allclose(out[1:4], (whole + (before if onto else 0))[1:4], rtol=0, atol=1e-5)
+        assert np.array_equal(out[[0, 4]], before[[0, 4]])
+    read = np.empty((5, 7), np.float32)
+    kernels.read_out(values, np.ascontiguousarray(weight.T), np.arange(7), read, 0, 5)
+    np.testing.assert_allclose(read, values @ weight, rtol=0, atol=1e-5)
+
+
+def test_the_last_layer_ends_for_what_is_told(monkeypatch: pytest.MonkeyPatch):
+    made = network(tiny.causal_lm("llama", dtype=torch.float32))
+    ended: list[int] = []
+    after = NativeForward._after
+    monkeypatch.setattr(
+        NativeForward, "_after", lambda self, hidden, *more: (ended.append(len(hidden)), after(self, hidden, *more))
+    )
+    pushed(made, 5, 2)
+    assert ended[4:] == [20, 20, 20, 8]
+
+
+def test_compiled_networks_are_torchs(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("alignstar.models.hf.network.compiled", lambda forward: forward)
+    made = network(tiny.causal_lm("llama", dtype=torch.float32), compile=True)
+    assert isinstance(made._paged, FusedForward)
