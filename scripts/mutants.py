@@ -58,11 +58,15 @@ def copy_file(source: str, target: str) -> str:
     return shutil.copy2(source, target)
 
 
+def left_out(directory: str, names: list[str]) -> list[str]:
+    """Python's compiled files; numba's take seconds to make, and are made anew where their source was patched."""
+    compiled = Path(directory).name == "__pycache__"
+    return [name for name in names if compiled and not name.endswith((".nbi", ".nbc"))]
+
+
 def copy_source(directory: Path) -> None:
     """A copy of src/ inside `directory`."""
-    shutil.copytree(
-        ROOT / "src", directory / "src", copy_function=copy_file, ignore=shutil.ignore_patterns("__pycache__")
-    )
+    shutil.copytree(ROOT / "src", directory / "src", copy_function=copy_file, ignore=left_out)
 
 
 def run_tests(directory: Path, tests: tuple[str, ...], limit_s: int = TIMEOUT_S) -> tuple[int, str]:

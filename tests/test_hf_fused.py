@@ -18,6 +18,12 @@ from alignstar.models.hf.paged import PagedForward, PagedRow, Pool
 FUSED = {"llama", "mistral", "qwen2", "qwen3"}
 
 
+@pytest.fixture(autouse=True)
+def _without_kernels_of_our_own(monkeypatch: pytest.MonkeyPatch):
+    """Which single precision on a CPU has (test_hf_native.py)."""
+    monkeypatch.setattr("alignstar.models.hf.network.native_forward", lambda fused: None)
+
+
 def network(model: Any, name: str = "tiny") -> Network:
     return Network(
         name, model, LogitsReadout(model, tiny.VOCAB), config=model.config, device=torch.device("cpu")
@@ -74,9 +80,8 @@ def test_weights_are_in_memory_once():
 def test_inputs_come_first_in_the_memory_of_single_precision(dtype: torch.dtype):
     """A CPU's products of a few rows take a quarter less time so; other types have their own kernels."""
     model = tiny.causal_lm("llama", dtype=dtype)
-    network(model)
-    forward = fused.fused_forward(model, windows={}, dtype=dtype, device=torch.device("cpu"))
-    assert forward is not None
+    forward = network(model)._paged
+    assert isinstance(forward, FusedForward)
     for block, layer in zip(model.model.layers, forward.layers, strict=True):
         for weight in (layer.qkv.weight, layer.out.weight, layer.gate_up.weight, layer.down.weight):
             assert weight.stride(0 if dtype == torch.float32 else 1) == 1

@@ -64,7 +64,7 @@ async def everything(model: HFModel) -> list[Any]:
 
 
 @pytest.mark.parametrize("reuse", [True, False])
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError(CPU)])
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError(CPU), MemoryError()])
 async def test_no_request_is_lost(
     reuse: bool, error: Exception, engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -116,7 +116,7 @@ def test_the_benchmark_compares_equal_logits() -> None:
     case = stores.Case(prompts=2, branches=5, prefix=100, depth=3)
     rows = stores.run(shape, repeats=1, device=CPU, dtype=torch.float32, on_case=lambda _: None, cases=[case])
     gathered = {row.way: row.gathered for row in rows}
-    assert gathered == {stores.ROWS: 10 * 104, stores.ONE: 240, stores.ENGINE: 2 * 128}
+    assert gathered == {stores.ROWS: 10 * 104, stores.ONE: 240, stores.CHOSEN: 2 * 128, stores.IN_PLACE: 0}
 
 
 def test_parts_hold_as_much_as_fits() -> None:

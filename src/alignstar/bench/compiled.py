@@ -22,7 +22,7 @@ from alignstar.bench.stores import Case, filled
 from alignstar.models.hf.compiled import check_compiler, compiled
 from alignstar.models.hf.fused import fused_forward
 from alignstar.models.hf.load import pick_device
-from alignstar.models.hf.network import TOLERANCE
+from alignstar.models.hf.network import TOLERANCE, native_forward
 
 ROWS = (1, 10, 40, 160)
 PREFIX, DEPTH = 64, 10
@@ -83,9 +83,9 @@ def run(
     model: Any = LlamaForCausalLM(LlamaConfig.from_dict(dict(shape)))
     model.to(device, dtype).eval()
     how: dict[str, Any] = {"windows": {"full_attention": None}, "dtype": dtype, "device": device}
-    plain = fused_forward(model, **how)
-    assert plain is not None
-    quick = compiled(plain)
+    fused = fused_forward(model, **how)
+    assert fused is not None
+    plain, quick = native_forward(fused) or fused, compiled(fused)
     config: Any = torch.compiler.config
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     made, waited, worked = list[Row](), 0.0, 0.0

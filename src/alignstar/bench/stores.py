@@ -1,7 +1,8 @@
 """Ways to lay out rows that share a beginning for one decoding forward: what they gather, and how long they take.
 
-Compares a row of keys per branch, one packed row with a tree mask, and what the engine chooses. Every way gives the
-same logits, or the benchmark fails. The weights are random: only shapes matter here.
+Compares a row of keys per branch, one packed row with a tree mask, packing where counting says that it pays, and, on a
+CPU, keys read where they lie. The engine takes the last of these that there is. Every way gives the same logits, or the
+benchmark fails. The weights are random: only shapes matter here.
 """
 
 from __future__ import annotations
@@ -10,19 +11,19 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from alignstar.bench.random_models import SHAPE_30M
-from alignstar.models.hf.fused import fused_forward
+from alignstar.models.hf.fused import FusedForward, fused_forward
 from alignstar.models.hf.load import pick_device
-from alignstar.models.hf.network import TOLERANCE
+from alignstar.models.hf.network import TOLERANCE, Forward, native_forward
 from alignstar.models.hf.packed import layout, packed
 from alignstar.models.hf.paged import Packed, PagedRow, Pool, Table, pack
 
-ROWS, ONE, ENGINE = "a row per branch", "one packed row", "the engine's choice"
+ROWS, ONE, CHOSEN, IN_PLACE = "a row per branch", "one packed row", "packed where it pays", "read where they lie"
 
 Layout: TypeAlias = Callable[..., Packed]
 
@@ -37,7 +38,7 @@ def a_row_each(rows: Sequence[PagedRow], **how: Any) -> Packed:
     return pack(rows, own=True, **how)
 
 
-WAYS: Mapping[str, Layout] = {ROWS: a_row_each, ONE: one_row, ENGINE: layout}
+WAYS: Mapping[str, Layout] = {ROWS: a_row_each, ONE: one_row, CHOSEN: layout}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +60,7 @@ CASES = tuple(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """A way in a case: medians of `seconds`, and the positions gathered per layer."""
+    """A way in a case: medians of `seconds`, and the positions gathered (copied) per layer."""
 
     case: Case
     way: str
@@ -110,28 +111,35 @@ def run(
     model.to(device, dtype).eval()
     how: dict[str, Any] = {"windows": {"full_attention": None}, "dtype": dtype, "device": device}
     made: list[Row] = []
+    ways: dict[str, Forward] = {}
+    for way, lay in WAYS.items():
+        fused = fused_forward(model, **how, layout=lay)
+        assert fused is not None
+        ways[way] = fused
+    own = native_forward(cast("FusedForward", ways[ROWS]))
+    if own is not None:
+        ways[IN_PLACE] = own
     for case in cases:
         on_case(f"{case.prompts} x {case.branches} branches behind {case.prefix} positions")
         pool, rows = filled(model, case, **how)
-        spent: dict[str, list[float]] = {way: [] for way in WAYS}
+        spent: dict[str, list[float]] = {way: [] for way in ways}
         answers: dict[str, torch.Tensor] = {}
         for _ in range(repeats + 1):
-            for way, lay in WAYS.items():
+            for way, forward in ways.items():
                 started = time.perf_counter()
-                forward = fused_forward(model, **how, layout=lay)
-                assert forward is not None
                 with torch.inference_mode():
-                    answers[way] = forward(pool, rows, logits_to_keep=1).logits
+                    answers[way] = forward(pool, rows, keep=1, logits_to_keep=1).logits
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
                 spent[way].append(time.perf_counter() - started)
-        for way, lay in WAYS.items():
+        for way in ways:
             torch.testing.assert_close(answers[way], answers[ROWS], rtol=0, atol=TOLERANCE[dtype])
             ratios = [a / b for a, b in zip(spent[ROWS][1:], spent[way][1:], strict=True)]
+            gathered = WAYS[way](rows, **how).read.numel() if way in WAYS else 0
             made.append(
                 Row(
-                    case=case, way=way, seconds=statistics.median(spent[way][1:]),
-                    gathered=lay(rows, **how).read.numel(), times_rows=statistics.median(ratios),
+                    case=case, way=way, seconds=statistics.median(spent[way][1:]), gathered=gathered,
+                    times_rows=statistics.median(ratios),
                 )
             )  # fmt: skip
     return made

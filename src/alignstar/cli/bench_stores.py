@@ -21,7 +21,7 @@ def stores(
     device: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "cpu",
     out: Annotated[str | None, typer.Option(help="Write the figures to this JSON file.")] = None,
 ) -> None:
-    """Decoding forwards of branches that share a prompt: a row of keys each, one packed row, the engine's choice."""
+    """Decoding forwards of branches that share a prompt: rows of keys, packed ones, keys read in place."""
     settings = {"repeats": repeats, "threads": threads, "device": device, "out": out}
     if out is not None:
         check_writable(out, option="--out")
@@ -40,7 +40,7 @@ def table(rows: Sequence[Row]) -> Table:
     """One line per way and case."""
     made = Table(
         title="One token of every branch in one forward; a Llama shape of 30 million parameters, random weights",
-        caption="gathered: positions read per layer; x rows: median of paired ratios to a row per branch",
+        caption="gathered: positions copied per layer; x rows: median of paired ratios to a row per branch",
     )
     for name in ("prompts", "branches", "prefix"):
         made.add_column(name, justify="right")

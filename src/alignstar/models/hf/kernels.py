@@ -282,4 +282,5 @@ def attention(dim: int) -> Kernel:
             softmaxed(weights, len(at), power)
             summed(weights, buffer, at, each, dim, out[n])
 
+    attended.__qualname__ = f"attention_{dim}"  # by which what was compiled is found again
     return _kernel(attended)

@@ -8,6 +8,7 @@ and values are read where they lie, so that rows are neither gathered nor packed
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -82,14 +83,17 @@ class NativeForward:
         embedded = F.embedding(torch.from_numpy(table.tokens), how.backbone.embed_tokens.weight)
         angles = how.backbone.rotary_emb(embedded, position_ids=torch.from_numpy(table.positions)[None])
         hidden, cos, sin = embedded.numpy(), angles[0][0].numpy(), angles[1][0].numpy()
+        dim = cos.shape[1]
+        if any(layer.out.weight.shape[0] % dim or layer.qkv.weight.shape[1] % dim for layer in self.layers):
+            raise ValueError(f"rotations of {dim} numbers do not make up the heads")  # kernels would write beyond
         left = reached = hidden
         for index, layer in enumerate(self.layers):
             if index == how.leaves:
                 left = hidden.copy()
             if index == how.returns:
                 reached, hidden = hidden, left
-            n_q = layer.out.weight.shape[0] // cos.shape[1]
-            qkv = np.empty((len(hidden), layer.qkv.weight.shape[1] // cos.shape[1], cos.shape[1]), dtype=np.float32)
+            n_q = layer.out.weight.shape[0] // dim
+            qkv = np.empty((len(hidden), layer.qkv.weight.shape[1] // dim, dim), dtype=np.float32)
             buffer = pool.buffer(index, torch.from_numpy(qkv[:, n_q:])).numpy()
             self._before(hidden, layer, cos, sin, table.written, buffer, qkv)
             if index + 1 == len(self.layers) and self.branch_norm is None:  # it ends for what is told
@@ -100,16 +104,15 @@ class NativeForward:
             reached, hidden = hidden, left
         return self._told(hidden, reached, places, logits_to_keep)
 
-    def _few(self, count: int) -> bool:
-        """Whether our products are faster for so many positions: torch's share large ones among threads."""
-        alone = torch.get_num_threads() == 1 or count * self.largest < WORTH_A_THREAD
-        return count <= FEW and alone
+    def _few(self, count: int, size: int) -> bool:
+        """Whether our products with weights of this size are faster for so many positions: torch's share large ones."""
+        return count <= FEW and (torch.get_num_threads() == 1 or count * size < WORTH_A_THREAD)
 
     def _before(
         self, hidden: Floats, layer: NativeLayer, cos: Floats, sin: Floats, written: Ints, buffer: Floats, qkv: Floats
     ) -> None:
         """Queries, keys and values of states [N, H], into `qkv` [N, heads, dim]; the latter two into the pool too."""
-        if self._few(len(hidden)):
+        if self._few(len(hidden), self.largest):
             kernels.before_attention(
                 hidden, *layer.attention_norm, *layer.qkv, cos, sin, *layer.heads, written, buffer, qkv, 0, len(hidden)
             )
@@ -119,7 +122,7 @@ class NativeForward:
 
     def _after(self, hidden: Floats, attended: Floats, layer: NativeLayer) -> None:
         """The layer's outcome in the place of its states [N, H], of what attention gave for them."""
-        if self._few(len(hidden)):
+        if self._few(len(hidden), self.largest):
             kernels.after_attention(
                 hidden, attended, *layer.out, *layer.mlp_norm, *layer.gate_up, *layer.down, 0, len(hidden)
             )
@@ -145,7 +148,7 @@ class NativeForward:
     def _logits(self, told: torch.Tensor) -> torch.Tensor:
         """Next-token logits [rows, kept, V] of states [rows, kept, H]."""
         values, weight = told.reshape(-1, told.shape[-1]), self.head
-        if weight is None or not self._few(len(values)):
+        if weight is None or not self._few(len(values), weight.size):
             return self.fused.head(told)
         out = np.empty((len(values), len(weight)), dtype=np.float32)
         kernels.read_out(values.numpy(), weight, self.vocabulary, out, 0, len(values))
@@ -255,4 +258,6 @@ def _shared(kernel: Kernel, work: int, *arrays: Any) -> None:
 
 @cache
 def _threads() -> ThreadPoolExecutor:
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_threads.cache_clear)  # threads do not live on in it
     return ThreadPoolExecutor(thread_name_prefix="alignstar-kernels")

@@ -106,7 +106,8 @@ class Network:
         self.adapter = adapter
         self.causal = causal
         self.bytes_per_position = 0  # of KV; known after the self-check
-        self._paged = self._checked(native=not compile) if reuse and causal else None
+        self.native = False  # whether it runs on kernels of our own
+        self._paged = self._checked() if reuse and causal else None
         if compile:
             self._paged = self._compiled()
 
@@ -161,7 +162,7 @@ class Network:
         with torch.inference_mode(), self.adapter():
             yield
 
-    def _checked(self, *, native: bool) -> Forward | None:
+    def _checked(self) -> Forward | None:
         """The first of the paged forwards, the fastest before the most general, that equals the plain one."""
         windows = attention_windows(self.config)
         if windows is None:
@@ -172,10 +173,11 @@ class Network:
         settings: dict[str, Any] = {"windows": windows, "dtype": self.dtype, "device": self.device}
         fused = fused_forward(self.module, **settings)
         if fused is not None:
-            own = native_forward(fused) if native else None
+            own = native_forward(fused)
             if own is not None:
                 wrong = self._difference(own)
                 if wrong is None:
+                    self.native = True
                     return own
                 log.info("%s runs without kernels of our own: %s.", self.name, wrong)
             if self._difference(fused) is None:
@@ -190,7 +192,8 @@ class Network:
     def _compiled(self) -> Forward | None:
         """The paged forward, compiled where it is a fused one and stays exact; the log says whether."""
         if not isinstance(self._paged, FusedForward):
-            log.warning("%s runs uncompiled: only Llama-shaped networks without adapters are compiled.", self.name)
+            why = "only Llama-shaped networks without adapters are compiled"
+            log.warning("%s runs uncompiled: %s.", self.name, "it has kernels of its own here" if self.native else why)
             return self._paged
         started = time.perf_counter()
         made = compiled(self._paged)
@@ -252,16 +255,17 @@ def native_forward(fused: FusedForward) -> Forward | None:
         return None
     try:
         from alignstar.models.hf.native import NativeForward
-    except ImportError as error:
-        log.info("Forwards on this CPU take about twice as long as with numba, which cannot be imported: %s.", error)
+
+        return NativeForward(fused)
+    except Exception as error:  # noqa: BLE001 - numba loads a compiler, which may fail in its own ways; torch is there
+        log.info("Forwards on this CPU take longer than with kernels by numba, which are not to be had: %s.", error)
         return None
-    return NativeForward(fused)
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether a forward failed for want of memory: an accelerator's error, or the CPU allocator's."""
+    """Whether a forward failed for want of memory: an accelerator's error, or one of a CPU's allocators'."""
     said = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or (
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and ("out of memory" in said or "can't allocate memory" in said)
     )
 
