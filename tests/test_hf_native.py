@@ -168,20 +168,19 @@ def test_exponentials_are_right_far_away_too():
         assert told[0, 0] == 3
 
 
-@pytest.mark.parametrize("inputs", [8, 9, 15, 16, 23])
+@pytest.mark.parametrize("inputs", [8, 9, 15, 16, 23, 300])
 @pytest.mark.parametrize("biased", [False, True])
 def test_products_are_of_all_inputs(inputs: int, biased: bool):
     values, weight, bias = drawn((5, inputs)), drawn((inputs, 7), 1), drawn((7 if biased else 0,), 2)
     whole = values.astype(np.float64) @ weight + (bias if biased else 0)
-    for onto in (False, True):
-        out = drawn((5, 7), 3)
-        before = out.copy()
-        kernels.product(values, weight, bias, onto, out, 1, 4)
-        np.testing.assert_allclose(out[1:4], (whole + (before if onto else 0))[1:4], rtol=0, atol=1e-5)
-        assert np.array_equal(out[[0, 4]], before[[0, 4]])
+    out = drawn((5, 7), 3)
+    before = out.copy()
+    kernels.product(values, weight, bias, out, 1, 4)
+    np.testing.assert_allclose(out[1:4], whole[1:4], rtol=0, atol=3e-5)
+    assert np.array_equal(out[[0, 4]], before[[0, 4]])
     read = np.empty((5, 7), np.float32)
     kernels.read_out(values, np.ascontiguousarray(weight.T), np.arange(7), read, 0, 5)
-    np.testing.assert_allclose(read, values @ weight, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(read, values @ weight, rtol=0, atol=3e-5)
 
 
 def test_the_last_layer_ends_for_what_is_told(monkeypatch: pytest.MonkeyPatch):

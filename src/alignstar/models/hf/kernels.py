@@ -26,6 +26,9 @@ UNROLLED = 4
 SUMMED = 8
 """Inputs of a product whose shares are added to an output at a time, which is then read and written once for all."""
 
+PART = 128
+"""Inputs whose shares are summed by themselves first: long sums lose their last digits."""
+
 HOW: dict[str, Any] = {
     # Sums in any order, but numbers that are none must stay so: a model that gives NaN is found out by that.
     "fastmath": {"reassoc", "contract", "nsz", "arcp"},
@@ -110,35 +113,36 @@ def stored(
 
 
 @_kernel
-def product(values: Any, weight: Any, bias: Any, onto: bool, out: Any, first: int, last: int) -> None:
-    """Of `values` [N, in] the products with `weight` [in, out], and `bias` [0 or out]; added to `out` if `onto` it.
+def product(values: Any, weight: Any, bias: Any, out: Any, first: int, last: int) -> None:
+    """Of `values` [N, in] the products with `weight` [in, out], and `bias` [0 or out], into `out` [N, out].
 
     For few positions: a weight is read once for all of them.
     """
     inputs, size = weight.shape
+    part = np.empty((last - first, size), dtype=F)
     for n in range(first, last):
         for j in range(size):
-            if not onto:
-                out[n, j] = F(0)
-            if len(bias) > 0:
-                out[n, j] += bias[j]
-    full = inputs // SUMMED * SUMMED
-    for k in range(0, full, SUMMED):
-        w0, w1, w2, w3 = weight[k], weight[k + 1], weight[k + 2], weight[k + 3]
-        w4, w5, w6, w7 = weight[k + 4], weight[k + 5], weight[k + 6], weight[k + 7]
-        for n in range(first, last):
-            x, into = values[n, k : k + SUMMED], out[n]
-            x0, x1, x2, x3, x4, x5, x6, x7 = x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7]
-            for j in range(size):
-                into[j] += (
-                    x0 * w0[j] + x1 * w1[j] + x2 * w2[j] + x3 * w3[j]
-                    + x4 * w4[j] + x5 * w5[j] + x6 * w6[j] + x7 * w7[j]
-                )  # fmt: skip
-    for k in range(full, inputs):
-        for n in range(first, last):
-            x0 = values[n, k]
-            for j in range(size):
-                out[n, j] += x0 * weight[k, j]
+            out[n, j] = bias[j] if len(bias) > 0 else F(0)
+    for begin in range(0, inputs, PART):
+        part[:] = F(0)
+        full = begin + min(PART, inputs - begin) // SUMMED * SUMMED
+        for k in range(begin, full, SUMMED):
+            w0, w1, w2, w3 = weight[k], weight[k + 1], weight[k + 2], weight[k + 3]
+            w4, w5, w6, w7 = weight[k + 4], weight[k + 5], weight[k + 6], weight[k + 7]
+            for n in range(first, last):
+                x, into = values[n, k : k + SUMMED], part[n - first]
+                x0, x1, x2, x3, x4, x5, x6, x7 = x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7]
+                for j in range(size):
+                    into[j] += (
+                        x0 * w0[j] + x1 * w1[j] + x2 * w2[j] + x3 * w3[j]
+                        + x4 * w4[j] + x5 * w5[j] + x6 * w6[j] + x7 * w7[j]
+                    )  # fmt: skip
+        for k in range(full, min(begin + PART, inputs)):
+            for n in range(first, last):
+                x0 = values[n, k]
+                for j in range(size):
+                    part[n - first, j] += x0 * weight[k, j]
+        out[first:last] += part
 
 
 @_kernel
@@ -162,7 +166,7 @@ def before_attention(
     """Of states [N, H] what attention needs, into `qkv` [N, heads, dim] and into the pool; see `stored`."""
     normal = np.empty_like(hidden)
     normed(hidden, norm, eps, normal, first, last)
-    product(normal, weight, bias, False, qkv.reshape(len(qkv), -1), first, last)
+    product(normal, weight, bias, qkv.reshape(len(qkv), -1), first, last)
     stored(qkv, cos, sin, heads, head_eps, written, buffer, first, last)
 
 
@@ -172,14 +176,16 @@ def after_attention(
     down: Any, down_bias: Any, first: int, last: int,
 ) -> None:  # fmt: skip
     """The layer's outcome in the place of its states [N, H], of what attention gave for them."""
-    product(attended, out, out_bias, True, hidden, first, last)
-    normal = np.empty_like(hidden)
+    more, normal = np.empty_like(hidden), np.empty_like(hidden)
+    product(attended, out, out_bias, more, first, last)
+    hidden[first:last] += more[first:last]  # at once: part by part, each would be rounded to the states' last digit
     normed(hidden, norm, eps, normal, first, last)
     both = np.empty((len(hidden), gate_up.shape[1]), dtype=F)
-    product(normal, gate_up, gate_up_bias, False, both, first, last)
+    product(normal, gate_up, gate_up_bias, both, first, last)
     gate = np.empty((len(hidden), down.shape[0]), dtype=F)
     gated(both, gate, first, last)
-    product(gate, down, down_bias, True, hidden, first, last)
+    product(gate, down, down_bias, more, first, last)
+    hidden[first:last] += more[first:last]
 
 
 @_part

@@ -127,12 +127,13 @@ class NativeForward:
                 hidden, attended, *layer.out, *layer.mlp_norm, *layer.gate_up, *layer.down, 0, len(hidden)
             )
             return
-        _product(attended, layer.out, hidden, onto=True)
+        more = np.empty_like(hidden)
+        hidden += _product(attended, layer.out, more)
         gate_up = np.empty((len(hidden), layer.gate_up.weight.shape[1]), dtype=np.float32)
         _product(_normed(hidden, layer.mlp_norm), layer.gate_up, gate_up)
         gate = np.empty((len(hidden), layer.down.weight.shape[0]), dtype=np.float32)
         _shared(kernels.gated, 8 * gate_up.size, gate_up, gate)
-        _product(gate, layer.down, hidden, onto=True)
+        hidden += _product(gate, layer.down, more)
 
     def _told(self, hidden: Floats, reached: Floats, places: Ints, kept: int) -> Any:
         """What is read of the last layer's states: of all, or at `places` where there is a branch."""
@@ -217,13 +218,13 @@ def _places(table: Table, keep: int) -> Ints:
     return np.maximum(ends[:, None] - kept + np.arange(kept), (ends - table.new)[:, None])
 
 
-def _product(values: Floats, by: ArrayProjection, out: Floats, *, onto: bool = False) -> None:
-    """By torch: of `values` [N, in] into `out` [N, out], or added to it."""
-    told, bias = torch.from_numpy(out), torch.from_numpy(by.bias)
-    beta = 1 if onto or len(bias) else 0
-    if len(bias):
-        told.copy_(told + bias if onto else bias)
-    torch.addmm(told, torch.from_numpy(values), torch.from_numpy(by.weight), beta=beta, out=told)
+def _product(values: Floats, by: ArrayProjection, out: Floats) -> Floats:
+    """By torch, of `values` [N, in] into `out` [N, out]."""
+    told = torch.from_numpy(out)
+    torch.mm(torch.from_numpy(values), torch.from_numpy(by.weight), out=told)
+    if len(by.bias):
+        told += torch.from_numpy(by.bias)
+    return out
 
 
 def _normed(hidden: Floats, norm: ArrayNorm) -> Floats:
