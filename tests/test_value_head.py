@@ -21,7 +21,7 @@ from alignstar.aligner import Aligner
 from alignstar.errors import EngineError, ModelError
 from alignstar.meter import Meter, metering
 from alignstar.models.hf.branch import Grafted, branch_of, truncated
-from alignstar.models.hf.fused import MODEL_TYPES
+from alignstar.models.hf.fused import MODEL_TYPES, FusedForward
 from alignstar.models.hf.language import HFModel
 from alignstar.models.hf.load import Library
 from alignstar.models.hf.native import NativeForward
@@ -273,8 +273,13 @@ def test_a_branch_of_copies_says_what_the_model_says(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", sorted(name for name, reuse in tiny.REUSE.items() if reuse and name != "opt"))
-def test_keys_and_values_of_a_branch_are_reused_too(family: str) -> None:
+@pytest.mark.parametrize("kernels", [True, False])
+def test_keys_and_values_of_a_branch_are_reused_too(
+    family: str, kernels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Rows that share, step and roll back are those of whole sequences, the branch's states among them."""
+    if not kernels:
+        monkeypatch.setattr("alignstar.models.hf.network.native_forward", lambda fused: None)
     model = tiny.causal_lm(family, dtype=torch.float32)  # some norms are in float32 whatever the model is in
     branch = branch_of(model, 1, 2, name="tiny")
     with torch.no_grad():
@@ -284,7 +289,8 @@ def test_keys_and_values_of_a_branch_are_reused_too(family: str) -> None:
     head = torch.nn.Identity()
     network = Network("tiny", grafted, HeadReadout(head), config=grafted.config, device=torch.device("cpu"))
     assert network.reuse
-    assert isinstance(network._paged, NativeForward) == (family in MODEL_TYPES)  # pyright: ignore[reportPrivateUsage]
+    kind = NativeForward if kernels else FusedForward
+    assert isinstance(network._paged, kind) == (family in MODEL_TYPES)  # pyright: ignore[reportPrivateUsage]
 
 
 def test_what_a_branch_cannot_copy_is_refused(tmp_path: Path) -> None:
