@@ -29,8 +29,8 @@ def network(model: Any, **options: Any) -> Network:
     )  # fmt: skip
 
 
-def drawn(shape: tuple[int, ...], seed: int = 0, spread: float = 1.0) -> Any:
-    return (np.random.default_rng(seed).standard_normal(shape) * spread).astype(np.float32)
+def drawn(shape: tuple[int, ...], seed: int = 0) -> Any:
+    return (np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)
 
 
 def pushed(made: Network, last: int, want: int) -> tuple[torch.Tensor, list[Any]]:

@@ -178,7 +178,7 @@ class Reading(NamedTuple):
 
 def _plain(head: Any) -> Floats | None:
     """A head's weight [out, in], if that is all there is to it."""
-    plain = type(head) is torch.nn.Linear and not hasattr(head.bias, "shape") and head.weight.is_contiguous()
+    plain = type(head) is torch.nn.Linear and getattr(head, "bias", None) is None and head.weight.is_contiguous()
     return head.weight.detach().numpy() if plain else None
 
 
