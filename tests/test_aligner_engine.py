@@ -97,13 +97,14 @@ async def test_who_waits_for_the_end_gets_what_a_reader_sees(method: str, aligne
 async def test_nobody_is_woken_for_tokens_that_nobody_reads(aligner: Aligner) -> None:
     model: Any = aligner.models["sft"]
     told: list[object] = []
-    put = model.worker.outbox.put
-    model.worker.outbox.put = lambda loop, tell: told.append(tell) or put(loop, tell)
+    put = model.engine.outbox.put
+    model.engine.outbox.put = lambda loop, tell: told.append(tell) or put(loop, tell)
     ask: dict[str, Any] = {"method": "greedy", "model": "sft", "max_new_tokens": 8}
     assert len((await aligner.agenerate("Where?", **ask)).ids) == 8
-    assert not told
+    assert len(told) == 2  # the response, and its reward
+    told.clear()
     assert len([step async for step in aligner.astream("What?", **ask)]) == 8
-    assert len(told) >= 2
+    assert len(told) >= 2 + 1  # tokens, and the reward
 
 
 async def test_a_slow_reader_does_not_hold_up_a_fast_one(aligner: Aligner) -> None:

@@ -141,3 +141,44 @@ async def test_the_worker_that_waited_longest_goes_next() -> None:
         await asyncio.wrap_future(future)
     assert order == list(range(6))
     engine.close()
+
+
+class All(Echo):
+    """Answers whatever waits in one step."""
+
+    def step(self, tick: int) -> None:
+        assert self.hold is not None
+        self.hold.wait(5)
+        while self.queue:
+            super().step(tick)
+
+
+async def test_a_loop_is_woken_once_for_the_answers_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    hold, loop, woken = threading.Event(), asyncio.get_running_loop(), list[Any]()
+    wake = loop.call_soon_threadsafe
+    monkeypatch.setattr(loop, "call_soon_threadsafe", lambda *args, **how: woken.append(args) or wake(*args, **how))
+    engine, worker = Engine(), All(hold)
+    asked = [asyncio.ensure_future(engine.ask(worker, Ask(i))) for i in range(1, 6)]
+    await asyncio.sleep(0.05)
+    hold.set()
+    assert await asyncio.gather(*asked) == [1, 2, 3, 4, 5]
+    assert len(woken) <= 2  # the first may have been alone in its step
+    engine.close()
+
+
+async def test_a_request_that_is_refused_is_told_though_nothing_else_goes_on() -> None:
+    engine = Engine()
+    with pytest.raises(ValueError, match="refused"):
+        await asyncio.wait_for(engine.ask(Echo(), Ask("refuse")), 5)
+    engine.close()
+
+
+async def test_closing_tells_those_who_wait_in_a_loop() -> None:
+    hold = threading.Event()
+    engine, worker = Engine(), Echo(hold)
+    asked = [asyncio.ensure_future(engine.ask(worker, Ask(i))) for i in range(3)]
+    await asyncio.sleep(0.05)
+    threading.Timer(0.1, hold.set).start()
+    await asyncio.to_thread(engine.close)
+    outcomes = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 5)
+    assert isinstance(outcomes[-1], EngineError)

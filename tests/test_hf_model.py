@@ -13,7 +13,9 @@ import torch
 from alignstar.engine import Engine
 from alignstar.errors import EngineError, PromptError
 from alignstar.meter import Meter, metering, together
+from alignstar.models import Top
 from alignstar.models.hf.language import HFModel
+from alignstar.models.hf.tops import narrow
 from alignstar.sampling import GREEDY, Noise, Sampling
 from tiny import CONFIGS, EOS, REUSE, VOCAB, causal_lm, greedy_reference, hf_model
 
@@ -223,3 +225,12 @@ async def test_what_is_not_in_the_vocabulary_has_no_probability(engine: Engine) 
     assert np.isfinite(told[[0, 2]]).all()
     with pytest.raises(PromptError, match="no token"):
         await model.top_next((), 3)
+
+
+def test_what_cannot_follow_is_no_alternative() -> None:
+    top = Top(ids=np.array([4, 1, 2, 0]), logps=np.array([-0.1, -2.4, -np.inf, -np.inf]))
+    for count in (2, 3, 4, 9):
+        told = narrow(top, count, tolerance=1e-4, vocab_size=4)
+        assert told is not None
+        assert told.ids.tolist() == [4, 1]
+        assert told.logps.tolist() == [-0.1, -2.4]

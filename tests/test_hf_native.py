@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 from typing import Any
@@ -12,11 +13,13 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import tiny
+from alignstar.engine import Engine
 from alignstar.models.hf import kernels, native
 from alignstar.models.hf.fused import FusedForward
 from alignstar.models.hf.native import FEW, NativeForward
 from alignstar.models.hf.network import LogitsReadout, Network
 from alignstar.models.hf.paged import PagedRow, Pool
+from alignstar.models.hf.tops import read_states
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # grouped heads; windows everywhere, and in some layers; head norms
 
@@ -200,3 +203,57 @@ def test_what_has_kernels_is_not_compiled(monkeypatch: pytest.MonkeyPatch, caplo
         made = network(tiny.causal_lm("llama", dtype=torch.float32), compile=True)
     assert isinstance(made._paged, NativeForward)
     assert "tiny runs uncompiled: it has kernels of its own here." in caplog.text
+
+
+@pytest.mark.parametrize("keep", [1, 5, 16, 60])
+def test_states_are_read_as_torch_reads_them_and_ties_go_to_the_lower_id(keep: int):
+    logits = np.round(4 * drawn((9, 60))) / 4  # many ties
+    logits[1, 3:40], logits[2] = -np.inf, -300
+    logits[2, 7], logits[3, 50] = 300, 90  # one holds everything, and what is far below counts for nothing
+    told = read_states(torch.from_numpy(logits), keep, native=True)
+    by_torch = read_states(torch.from_numpy(logits), keep)
+    np.testing.assert_allclose(told.log_z, by_torch.log_z, rtol=0, atol=4e-14)
+    for row, top, same in zip(logits, told.best, by_torch.best, strict=True):
+        order = np.lexsort((np.arange(60), -row))[:keep]
+        assert top.ids.tolist() == order.tolist()
+        np.testing.assert_allclose(top.logps, same.logps, rtol=0, atol=4e-14)
+
+
+def test_a_state_that_holds_no_number_says_so():
+    logits = drawn((4, 30))
+    logits[0, 20], logits[1, 0], logits[2, 5] = np.nan, np.nan, np.inf
+    _, _, log_z = native.best(torch.from_numpy(logits), 4)
+    assert np.isnan(log_z).tolist() == [True, True, False, False]
+    assert log_z[2] == np.inf
+    assert np.isfinite(log_z[3])
+
+
+def test_sums_of_exponentials_are_of_double_precision():
+    for gap in (0, 0.3, 1, 5, 20, 30):
+        logits = np.array([[0.0] + [-gap] * 2000], dtype=np.float32)
+        exact = np.log1p(2000 * np.exp(np.float64(logits[0, 1])))
+        np.testing.assert_allclose(
+            read_states(torch.from_numpy(logits), 2, native=True).log_z, exact, rtol=0, atol=2e-14
+        )
+
+
+def test_only_networks_with_kernels_are_read_by_one(monkeypatch: pytest.MonkeyPatch):
+    read: list[torch.dtype] = []
+    kernel = native.best
+    monkeypatch.setattr(native, "best", lambda logits, keep: (read.append(logits.dtype), kernel(logits, keep))[1])
+    engine = Engine()
+    for dtype in (torch.float64, torch.float32):
+        model = tiny.hf_model(tiny.causal_lm("llama", dtype=dtype), engine=engine)
+        asyncio.run(model.continue_((3, 4, 5), max_new_tokens=3))
+    assert set(read) == {torch.float32}
+    engine.close()
+
+
+def test_without_the_kernel_that_reads_states_no_other_is_used(monkeypatch: pytest.MonkeyPatch):
+    def uncompiled(*_: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(kernels, "best", uncompiled)
+    made = network(tiny.causal_lm("llama", dtype=torch.float32))
+    assert isinstance(made._paged, FusedForward)
+    assert not made.native

@@ -115,3 +115,43 @@ def test_a_module_is_given_no_more_keys_than_there_are() -> None:
     assert isinstance(given.mask, torch.Tensor)
     assert (given.read.shape[1], given.mask.shape[-1]) == (41, 41)
     assert own.read.shape[1] == 48
+
+
+def test_notes_are_found_on_every_edge_that_they_belong_to() -> None:
+    cache = PrefixCache(Pool(20, CPU))
+    ids, other = (1, 2, 3, 4, 5, 6), (1, 2, 3, 9)
+
+    def told(note: object) -> int | None:
+        return note if isinstance(note, int) else None
+
+    for text in (ids, other):  # the second cuts the first one's edge
+        lease = cache.lease(text)
+        cache.extend(lease, len(text) - len(lease.slots))
+        cache.publish(lease, text)
+        cache.remember(lease, {at: text[at + 1] for at in range(1, len(text) - 1)})
+    assert cache.follow(ids[:4], told) == (5, 6)
+    assert cache.follow(ids[:2], told) == (3, 9)
+    lease = cache.lease(ids)
+    cache.remember(lease, {1: 3, 2: 4, 3: 5})  # on both edges
+    assert cache.follow(ids[:2], told) == (3, 4, 5, 6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_buffer_keeps_what_it_holds_when_it_grows(dtype: torch.dtype) -> None:
+    pool, example = Pool(3000, CPU), torch.zeros(1, 2, 8, dtype=dtype)
+    for count in (100, 300, 900, 1700):
+        slots = pool.take(count)
+        before = pool.buffer(0, example)
+        assert before.dtype == dtype
+        assert not before[slots].any()  # a slot that is masked must not hold NaN
+        before[slots] = torch.tensor(slots, dtype=dtype)[:, None, None]
+    after = pool.buffer(0, example)
+    assert after.shape == (3001, 2, 8)
+    assert torch.equal(after[1:3001, 1, 3], torch.arange(1, 3001).to(dtype))
+
+
+def test_memory_that_is_not_to_be_had_for_keys_counts_as_such() -> None:
+    pool = Pool(1 << 17, CPU)
+    pool.take(1 << 16)
+    with pytest.raises(MemoryError, match="Unable to allocate"):
+        pool.buffer(0, torch.zeros(()).expand(1, 1 << 15, 1 << 15))

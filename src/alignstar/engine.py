@@ -58,7 +58,7 @@ class Outbox:
         waiting, self._waiting = self._waiting, {}
         for loop, tells in waiting.items():
             with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(lambda tells=tells: [tell() for tell in tells])
+                loop.call_soon_threadsafe(lambda loop=loop, tells=tells: [loop.call_soon(tell) for tell in tells])
 
 
 class Worker(Protocol):
@@ -98,6 +98,7 @@ class Engine:
         self._thread: threading.Thread | None = None
         self._dead: BaseException | None = None
         self._workers: list[Worker] = []
+        self.outbox = Outbox()
         self.tick = 0
 
     def submit(self, worker: Worker, request: Request[T]) -> Future[T]:
@@ -112,8 +113,23 @@ class Engine:
         return request.future
 
     async def ask(self, worker: Worker, request: Request[T]) -> T:
-        """Submit and wait, from whatever event loop is running. Cancelling the wait cancels the request."""
-        return await asyncio.wrap_future(self.submit(worker, request))
+        """Submit and wait, from whatever event loop is running. Cancelling the wait cancels the request.
+
+        A loop is woken once for all answers of a forward: woken for each, it would hold up the forward's other rows.
+        """
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[T] = loop.create_future()
+
+        def ended(future: Future[T]) -> None:
+            if not future.cancelled():
+                self.outbox.put(loop, lambda: _pass_on(future, answer))
+
+        request.future.add_done_callback(ended)
+        try:
+            self.submit(worker, request)
+            return await answer
+        finally:
+            request.future.cancel()
 
     def close(self) -> None:
         """End the thread; whoever still waits gets an EngineError."""
@@ -131,11 +147,13 @@ class Engine:
                 active = self._active()
                 if active:
                     self._step(min(active, key=lambda pair: pair[0])[1])
+                self.outbox.flush()
             self._abandon(EngineError("The engine was closed while the request was running."))
         except BaseException as error:  # noqa: BLE001 - whatever ends the thread, those who wait for it must be told
             with self._lock:
                 self._dead = error
             self._abandon(EngineError(f"The engine's thread died: {error!r}."))
+        self.outbox.flush()
 
     def _active(self) -> Sequence[tuple[int, Worker]]:
         return [(since, worker) for worker in self._workers if (since := worker.waiting_since()) is not None]
@@ -178,3 +196,13 @@ class Engine:
                 return
             if arrival is not None:
                 arrival[1].fail(error)
+
+
+def _pass_on(ended: Future[T], answer: asyncio.Future[T]) -> None:
+    if answer.cancelled():
+        return
+    error = ended.exception()
+    if error is not None:
+        answer.set_exception(error)
+    else:
+        answer.set_result(ended.result())

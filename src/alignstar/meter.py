@@ -57,12 +57,16 @@ class Meter:
         that it held, `discarded` what it pushed in vain, on a guess that was wrong.
         """
         tree = self._pushed.setdefault(model, RadixTree())
-        known = tree.known(prefix)
-        new_prefix = len(prefix) - known
-        news = [len(prefix) + len(row) - max(tree.known(prefix + row), len(prefix)) if row else 0 for row in rows]
+        texts = [prefix + row for row in rows]
+        if len(texts) == 1:
+            known = [tree.insert(texts[0])[1]]
+        else:  # they must not find each other
+            known = [tree.known(text) for text in texts]
+            for text in texts:
+                tree.insert(text)
+        new_prefix = len(prefix) - min(max(known), len(prefix))
+        news = [len(text) - max(length, len(prefix)) for text, length in zip(texts, known, strict=True)]
         charged = new_prefix + sum(news)
-        for row in rows:
-            tree.insert(prefix + row)
         if charged and not reward:
             # A new prefix costs one forward, which also gives the first generated token.
             chain = (1 if new_prefix else 0) + max(news) if generated else 1

@@ -73,10 +73,11 @@ class RadixTree:
             child = node.children.get(ids[length])
             if child is None:
                 break
-            used = min(_common(ids, length, child.tokens), end - length)
-            node = child
+            node, tokens = child, child.tokens
+            # Where many texts have left a path, it is made of edges of one token, of which nothing is left to compare.
+            used = 1 if len(tokens) == 1 else min(_common(ids, length, tokens), end - length)
             length += used
-            if used < len(child.tokens):
+            if used < len(tokens):
                 break
         return node, used, length
 

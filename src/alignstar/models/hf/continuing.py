@@ -84,9 +84,12 @@ class ContinueRequest(RowRequest[list[Continuation]]):
 
     def _walk(self, draw: Draw, note: object) -> int | None:
         assert isinstance(note, Top)
-        if self._finished(draw) or (self.how.top is not None and self._told(note) is None):
+        if self._finished(draw):
             return None
-        self._take(draw, note, None)
+        told = self._told(note)
+        if told is None and self.how.top is not None:
+            return None
+        self._take(draw, note, told, None)
         return draw.ids[-1]
 
     def advance(self, worker: RowWorker, row: Row, outputs: Read, index: int) -> None:
@@ -120,8 +123,9 @@ class ContinueRequest(RowRequest[list[Continuation]]):
             at = outputs.at(index, left + 1)
             top = outputs.states.best[at]
             row.notes[len(row.ids) - 1 - left] = top
-            greedy = self.how.sampling.greedy and (self.how.top is None or self._told(top) is not None)
-            self._take(draw, top, None if greedy else outputs.states.full(at))
+            told = self._told(top)
+            enough = self.how.sampling.greedy and (told is not None or self.how.top is None)
+            self._take(draw, top, told, None if enough else outputs.states.full(at))
             if self._finished(draw) or not left or draw.ids[-1] != row.ids[len(row.ids) - left]:
                 break
             left -= 1
@@ -141,11 +145,16 @@ class ContinueRequest(RowRequest[list[Continuation]]):
             self.answer(self._result())
 
     def _told(self, top: Top) -> Top | None:
-        assert self.how.top is not None
+        """What is to be told of a token's alternatives; None if nothing is, or if `top` holds too little."""
+        if self.how.top is None:
+            return None
         return narrow(top, self.how.top, tolerance=self.vocabulary.tolerance, vocab_size=self.vocabulary.size)
 
-    def _take(self, draw: Draw, top: Top, every: Array | None) -> None:
-        """Add the next token: greedy from the best ones, drawn from all log-probabilities."""
+    def _take(self, draw: Draw, top: Top, told: Top | None, every: Array | None) -> None:
+        """Add the next token: greedy from the best ones, drawn from all log-probabilities.
+
+        `every` is there where it is drawn, or where `told` should tell of alternatives and `top` holds too little.
+        """
         tolerance = self.vocabulary.tolerance
         if self.how.sampling.greedy:
             token, logp = int(top.ids[0]), float(top.logps[0])
@@ -160,7 +169,6 @@ class ContinueRequest(RowRequest[list[Continuation]]):
             second = np.partition(scores, -2)[-2] if len(scores) > 1 else -np.inf
             near = bool(scores[token] - second <= tolerance / self.how.sampling.temperature)
         if self.how.top is not None:
-            told = self._told(top)
             if told is None:
                 assert every is not None
                 told = narrow(whole(every), self.how.top, tolerance=tolerance, vocab_size=self.vocabulary.size)

@@ -118,9 +118,8 @@ class HFModel:
         self.default_sampling = default_sampling
         self.vocabulary = Vocabulary(size=vocab_size, eos_ids=eos_ids, tolerance=network.tolerance)
         self.guesses = Guesses()
-        self.worker = RowWorker(
-            network, kv_capacity=kv_tokens, max_tokens=max_tokens, read=Reader(self.vocabulary), guesses=guesses
-        )
+        read = Reader(self.vocabulary, native=network.native)
+        self.worker = RowWorker(network, kv_capacity=kv_tokens, max_tokens=max_tokens, read=read, guesses=guesses)
 
     @property
     def name(self) -> str:
@@ -176,7 +175,7 @@ class HFModel:
         how = Drawing(max_new_tokens=max_new_tokens, n=1, sampling=sampling, noise=noise, stop_at_eos=True, top=None)
 
         def deliver(told: list[Served[Continuation]]) -> None:
-            self.worker.outbox.put(loop, lambda: arrived.put_nowait(told))
+            self.engine.outbox.put(loop, lambda: arrived.put_nowait(told))
 
         def failed(ended: asyncio.Future[Any]) -> None:
             if not ended.cancelled() and ended.exception() is not None:

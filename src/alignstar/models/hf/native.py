@@ -79,7 +79,8 @@ class NativeForward:
     def __call__(self, pool: Pool, rows: Sequence[PagedRow], *, keep: int = 0, logits_to_keep: int = 0) -> Any:
         """See FusedForward."""
         how, table = self.fused, Table(rows)
-        reading, places = Reading(table.slots, table.row, table.positions), _places(table, keep)
+        reading = Reading(table.slots, table.row, table.positions, int(table.positions.sum()))
+        places = _places(table, keep)
         embedded = F.embedding(torch.from_numpy(table.tokens), how.backbone.embed_tokens.weight)
         angles = how.backbone.rotary_emb(embedded, position_ids=torch.from_numpy(table.positions)[None])
         hidden, cos, sin = embedded.numpy(), angles[0][0].numpy(), angles[1][0].numpy()
@@ -157,23 +158,37 @@ class NativeForward:
 
 
 class Reading(NamedTuple):
-    """What positions [N] read: of the slots [rows, keys] those of their `row` up to `position`, which is their own."""
+    """What positions [N] read: of the slots [rows, keys] those of their `row` up to `position`, which is their own.
+
+    `keys` counts them all.
+    """
 
     slots: Ints
     row: Ints
     position: Ints
+    keys: int
 
     def of(self, chosen: Ints) -> Reading:
         """What some of the positions read."""
-        return Reading(self.slots, self.row[chosen], self.position[chosen])
+        position = self.position[chosen]
+        return Reading(self.slots, self.row[chosen], position, int(position.sum()))
 
     def attended(self, qkv: Floats, buffer: Floats, n_q: int, layer: NativeLayer) -> Floats:
         """Attention [N, n_q * dim] of the first `n_q` heads of `qkv` [N, heads, dim] over a layer's buffer."""
         dim = qkv.shape[2]
         out = np.empty((len(qkv), n_q * dim), dtype=np.float32)
-        work = 2 * n_q * dim * int(self.position.sum())
-        _shared(kernels.attention(dim), work, qkv, buffer, *self, layer.window, layer.scaling, out)
+        arrays = (qkv, buffer, self.slots, self.row, self.position, layer.window, layer.scaling, out)
+        _shared(kernels.attention(dim), 2 * n_q * dim * self.keys, *arrays)
         return out
+
+
+def best(logits: torch.Tensor, keep: int) -> tuple[NDArray[np.float64], Ints, NDArray[np.float64]]:
+    """Of logits [N, V] the `keep` largest and their ids [N, keep], ties by the lower id, and log-normalisers [N]."""
+    told = np.ascontiguousarray(logits.numpy())
+    values, ids = np.empty((len(told), keep), dtype=np.float32), np.empty((len(told), keep), dtype=np.int64)
+    log_z = np.empty(len(told))
+    _shared(kernels.best, 8 * told.size, told, values, ids, log_z)
+    return values.astype(np.float64), ids, log_z
 
 
 def _plain(head: Any) -> Floats | None:

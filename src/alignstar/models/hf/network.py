@@ -254,8 +254,9 @@ def native_forward(fused: FusedForward) -> Forward | None:
     if fused.device.type != "cpu" or fused.dtype != torch.float32:
         return None
     try:
-        from alignstar.models.hf.native import NativeForward
+        from alignstar.models.hf.native import NativeForward, best
 
+        best(torch.zeros(1, 2), 1)  # states are read by it; the load's check compiles the others
         return NativeForward(fused)
     except Exception as error:  # noqa: BLE001 - numba loads a compiler, which may fail in its own ways; torch is there
         log.info("Forwards on this CPU take longer than with kernels by numba, which are not to be had: %s.", error)

@@ -8,6 +8,7 @@ layer and the mask is computed from positions alone: key j of a row *is* positio
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,6 +53,9 @@ class Pool:
 
     def take(self, count: int) -> list[int]:
         """`count` slots; the caller has made sure that they exist within `capacity`."""
+        if count == 1 and self._free:  # a row that decodes
+            self.in_use += 1
+            return [self._free.pop()]
         recycled = min(count, len(self._free))
         taken = self._free[len(self._free) - recycled :]
         del self._free[len(self._free) - recycled :]
@@ -97,9 +101,17 @@ class Pool:
 
 
 def _grown(buffer: torch.Tensor, size: int) -> torch.Tensor:
-    bigger = buffer.new_zeros(size, *buffer.shape[1:])  # zeros: a masked slot must never hold NaN
+    bigger = _zeros(buffer, (size, *buffer.shape[1:]))  # zeros: a masked slot must never hold NaN
     bigger[: buffer.shape[0]] = buffer
     return bigger
+
+
+def _zeros(like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Zeros; on a CPU by numpy: its large arrays lie in huge pages, first touched when something is stored."""
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    memory = np.zeros(math.prod(shape) * like.element_size(), dtype=np.uint8)
+    return torch.from_numpy(memory).view(like.dtype).view(shape)
 
 
 class PagedCache(Cache):

@@ -114,9 +114,13 @@ class PrefixCache:
 
     def remember(self, lease: Lease, notes: dict[int, object]) -> None:
         """Attach something to published positions: position -> note."""
+        first = min(notes, default=lease.node.end)
         for node in lease.node.path():
-            for position in [p for p in notes if node.start <= p < node.end]:
-                node.notes[position - node.start] = notes[position]
+            if node.end <= first:
+                return
+            start, end = node.start, node.end
+            for position in [p for p in notes if start <= p < end]:
+                node.notes[position - start] = notes[position]
 
     def follow(self, ids: Ids, choose: Callable[[object], int | None]) -> Ids:
         """Continue `ids` through known positions: `choose` reads a position's note and names the next token.

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from alignstar.engine import Outbox, Request
+from alignstar.engine import Request
 from alignstar.errors import EngineError, PromptError
 from alignstar.models.hf.network import Network, out_of_memory
 from alignstar.models.hf.paged import PagedRow, Pool
@@ -122,7 +122,6 @@ class RowWorker:
         self.cache = PrefixCache(Pool(kv_capacity, network.device)) if network.reuse else None
         self.waiting: deque[RowRequest[Any]] = deque()
         self.running: list[RowRequest[Any]] = []
-        self.outbox = Outbox()
         self.tick = 0
         self.forwards = 0
         self.pushed = 0
@@ -162,10 +161,6 @@ class RowWorker:
     def step(self, tick: int) -> None:
         """Drop the cancelled, admit what fits, run one forward, hand out its results."""
         self.tick = tick
-        self._step()
-        self.outbox.flush()
-
-    def _step(self) -> None:
         self._drop_cancelled()
         self._admit()
         batch = self._batch()

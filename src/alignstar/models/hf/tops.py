@@ -12,7 +12,7 @@ import torch
 
 from alignstar.errors import EngineError
 from alignstar.models import Top, Within
-from alignstar.sampling import Array
+from alignstar.sampling import Array, IntArray
 
 KEEP = 16
 """Best tokens remembered for every position computed; more when a request asks for more."""
@@ -31,11 +31,25 @@ class States:
         return self.logits[row].to(torch.float64).cpu().numpy() - self.log_z[row]
 
 
-def read_states(logits: torch.Tensor, keep: int) -> States:
+def read_states(logits: torch.Tensor, keep: int, *, native: bool = False) -> States:
     """Normalise [B, V] logits in float64 and keep the `keep` best tokens of each row; ties go to the lower id.
 
-    Ordering is by raw logit, so it is exactly the order that an arg-max or a top-k over the logits would see.
+    Ordering is by raw logit, so it is exactly the order that an arg-max or a top-k over the logits would see. `native`:
+    by a kernel of our own, which takes float32 on a CPU.
     """
+    if native:
+        from alignstar.models.hf.native import best
+
+        ranked, order, log_z = best(logits, min(keep, logits.shape[-1]))
+    else:
+        ranked, order, log_z = _ranked(logits, keep)
+    logps = ranked - log_z[:, None]
+    told = [Top(ids=order[row], logps=logps[row]) for row in range(len(order))]
+    return States(logits=logits, log_z=log_z, best=told)
+
+
+def _ranked(logits: torch.Tensor, keep: int) -> tuple[Array, IntArray, Array]:
+    """The best logits of each row, their ids, and the log-normalisers."""
     values, ids = torch.topk(logits, min(keep, logits.shape[-1]), dim=-1)
     # float64 is emulated or missing on some devices; float32 there changes the eighth digit of a log-probability.
     wide = logits.to(torch.float64) if logits.device.type != "mps" else logits.to(torch.float32)
@@ -45,9 +59,7 @@ def read_states(logits: torch.Tensor, keep: int) -> States:
     for row in np.flatnonzero((ranked[:, 1:] == ranked[:, :-1]).any(axis=1)):
         by_id = np.lexsort((order[row], -ranked[row]))
         ranked[row], order[row] = ranked[row][by_id], order[row][by_id]
-    logps = ranked - log_z[:, None]
-    best = [Top(ids=order[row], logps=logps[row]) for row in range(len(order))]
-    return States(logits=logits, log_z=log_z, best=best)
+    return ranked, order, log_z
 
 
 def narrow(top: Top, within: Within, *, tolerance: float, vocab_size: int) -> Top | None:
@@ -59,9 +71,10 @@ def narrow(top: Top, within: Within, *, tolerance: float, vocab_size: int) -> To
         count = int(np.searchsorted(-logps, -(logps[0] - within), side="right"))
     if count >= len(logps) and len(logps) < vocab_size:
         return None
-    near = count < len(logps) and bool(logps[count - 1] - logps[count] <= tolerance)
-    possible = logps[:count] > -np.inf
-    return Top(ids=top.ids[:count][possible], logps=logps[:count][possible], near_tie=near)
+    if count and logps[count - 1] == -np.inf:
+        count = int(np.count_nonzero(logps > -np.inf))  # what cannot follow is last
+    near = 0 < count < len(logps) and bool(logps[count - 1] - logps[count] <= tolerance)
+    return Top(ids=top.ids[:count], logps=logps[:count], near_tie=near)
 
 
 def whole(logps: Array) -> Top:
@@ -81,16 +94,20 @@ class Vocabulary:
 
 
 class Reader:
-    """Turns a forward's logits [B, want, V], and what a value head put behind them, into States of B*want rows."""
+    """Turns a forward's logits [B, want, V], and what a value head put behind them, into States of B*want rows.
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    `native`: of a network that runs on kernels of our own, by another of them.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, *, native: bool = False) -> None:
         self.vocabulary = vocabulary
+        self.native = native
 
     def __call__(self, logits: torch.Tensor) -> Read:
         """Normalised distributions, row-major."""
         want, size = logits.shape[1], self.vocabulary.size
         rows = logits.reshape(-1, logits.shape[-1])
-        states = read_states(rows[:, :size], self.vocabulary.keep)
+        states = read_states(rows[:, :size], self.vocabulary.keep, native=self.native)
         if rows.shape[1] > size:
             features = rows[:, size:].to(torch.float32).cpu().numpy().astype(np.float64)
             states.best = [replace(top, features=told) for top, told in zip(states.best, features, strict=True)]
