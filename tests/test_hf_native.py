@@ -244,8 +244,9 @@ def test_only_networks_with_kernels_are_read_by_one(monkeypatch: pytest.MonkeyPa
     engine = Engine()
     for dtype in (torch.float64, torch.float32):
         model = tiny.hf_model(tiny.causal_lm("llama", dtype=dtype), engine=engine)
+        read.clear()  # the kernel is tried at load
         asyncio.run(model.continue_((3, 4, 5), max_new_tokens=3))
-    assert set(read) == {torch.float32}
+        assert set(read) == ({torch.float32} if dtype == torch.float32 else set())
     engine.close()
 
 

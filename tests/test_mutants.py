@@ -23,5 +23,11 @@ def test_no_mutant_survives(capfd: pytest.CaptureFixture[str]):
     faulthandler.cancel_dump_traceback_later()  # hundreds of tests in one: each mutant has its own time limit
     with capfd.disabled():
         print()
-        done = subprocess.run([sys.executable, ROOT / "scripts" / "mutants.py"], cwd=ROOT, check=False)
-    assert done.returncode == 0
+        command = [sys.executable, ROOT / "scripts" / "mutants.py"]
+        with subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as run:
+            assert run.stdout is not None
+            faults = ""  # the summary of a failed run names them
+            for line in run.stdout:
+                print(line, end="", flush=True)
+                faults += line if " killed " not in line else ""
+    assert run.returncode == 0, faults
