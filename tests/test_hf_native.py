@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 import tiny
 from alignstar.engine import Engine
 from alignstar.models.hf import kernels, native
 from alignstar.models.hf.fused import FusedForward
-from alignstar.models.hf.native import FEW, NativeForward
+from alignstar.models.hf.native import FEW, FEW_BY_MKL, Angles, NativeForward
 from alignstar.models.hf.network import LogitsReadout, Network
 from alignstar.models.hf.paged import PagedRow, Pool
 from alignstar.models.hf.tops import read_states
@@ -45,20 +46,31 @@ def pushed(made: Network, last: int, want: int) -> tuple[torch.Tensor, list[Any]
     return made.paged(pool, [PagedRow(new=text[-last:], slots=where) for text, where in both], want), both
 
 
+@pytest.fixture(params=["oneDNN", "MKL"])
+def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Whose products many positions take; skipped where torch has no such."""
+    if request.param == "MKL":
+        monkeypatch.setattr(native, "one_dnn", lambda: None)
+    elif native.one_dnn() is None:
+        pytest.skip("no oneDNN here")
+    return request.param
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("last", [1, 4, 5])
-def test_few_and_many_positions_equal_the_modules_own_forward(family: str, last: int):
-    assert len(LONG) * 4 <= FEW < len(LONG) * 5
+@pytest.mark.parametrize("last", [1, 2, 4, 5])
+def test_few_and_many_positions_equal_the_modules_own_forward(family: str, last: int, products: str):
+    assert len(LONG) * 2 <= FEW < len(LONG) * 4 <= FEW_BY_MKL < len(LONG) * 5
     made = network(tiny.causal_lm(family, dtype=torch.float32))
     assert isinstance(made._paged, NativeForward)
+    assert (made._paged.linear is torch.nn.functional.linear) == (products == "MKL")
     want = min(last, 3)
     got, both = pushed(made, last, want)
     for row, (text, _) in zip(got, both, strict=True):
         torch.testing.assert_close(row, made.plain([text], want)[0], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("last", [4, 5])
-def test_biases_of_every_projection_count(last: int):
+@pytest.mark.parametrize("last", [2, 5])
+def test_biases_of_every_projection_count(last: int, products: str):
     model = LlamaForCausalLM(LlamaConfig(**tiny._SHAPE, attention_bias=True, mlp_bias=True)).eval()
     tiny.randomise(model, 0, 0.2)
     for name, parameter in model.named_parameters():
@@ -184,6 +196,64 @@ def test_products_are_of_all_inputs(inputs: int, biased: bool):
     read = np.empty((5, 7), np.float32)
     kernels.read_out(values, np.ascontiguousarray(weight.T), np.arange(7), read, 0, 5)
     np.testing.assert_allclose(read, values @ weight, rtol=0, atol=3e-5)
+
+
+@pytest.mark.parametrize("rope", ["default", "linear", "llama3", "yarn", "dynamic", "longrope"])
+def test_angles_are_those_of_the_module(rope: str):
+    given: dict[str, Any] = {"rope_type": rope, "rope_theta": 100.0, "factor": 2.0}
+    if rope == "llama3":
+        given |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    if rope == "longrope":
+        given |= {"short_factor": [1.0] * 4, "long_factor": [1.5] * 4}
+    if rope != "default":
+        given["original_max_position_embeddings"] = 32
+    config = LlamaConfig(**tiny._GROUPED, rope_parameters=given)
+    config.max_position_embeddings = 32
+    angles, module = Angles(LlamaRotaryEmbedding(config)), LlamaRotaryEmbedding(config)
+    assert angles.fixed == (rope not in ("dynamic", "longrope"))
+    for positions in ([3], [0, 7, 7, 2], [31, 5], [90, 1, 40], [4, 6]):  # beyond what was known, and beyond training
+        given_, told = np.array(positions), angles(np.array(positions))
+        cos, sin = module(torch.empty(1), position_ids=torch.from_numpy(given_)[None])
+        np.testing.assert_allclose(told[0], cos[0].numpy(), rtol=0, atol=1e-7)
+        np.testing.assert_allclose(told[1], sin[0].numpy(), rtol=0, atol=1e-7)
+
+
+def test_known_angles_are_not_computed_again(monkeypatch: pytest.MonkeyPatch):
+    angles = Angles(LlamaRotaryEmbedding(LlamaConfig(**tiny._GROUPED)))
+    computed: list[int] = []
+    compute = angles._computed
+    monkeypatch.setattr(angles, "_computed", lambda positions: (computed.append(len(positions)), compute(positions))[1])
+    for last in range(1, 200):
+        angles(np.array([last]))
+    assert len(computed) <= 8
+
+
+def test_there_is_room_for_all_positions_and_few_sizes_of_it():
+    sizes = [len(native._room(count, 3)) for count in range(1, 2049)]
+    assert all(count <= size <= max(count, 1.125 * count) for count, size in enumerate(sizes, 1))
+    assert len(set(sizes)) <= 8 * 11
+
+
+def test_products_of_any_number_of_positions_are_compiled_for_few(monkeypatch: pytest.MonkeyPatch):
+    if native.one_dnn() is None:
+        pytest.skip("no oneDNN here")
+    made = network(tiny.causal_lm("llama", dtype=torch.float32))._paged
+    assert isinstance(made, NativeForward)
+    linear, sizes = made.linear, list[int]()
+    monkeypatch.setattr(made, "linear", lambda values, *by: (sizes.append(len(values)), linear(values, *by))[1])
+    pool = Pool(2000, torch.device("cpu"))
+    for count in range(200, 232):
+        slots = pool.take(count)
+        made(pool, [PagedRow(new=tuple(i % tiny.VOCAB for i in range(count)), slots=slots)], keep=60, logits_to_keep=60)
+        pool.give_back(slots)
+    assert set(sizes) == {208, 224, 240, 60}
+
+
+def test_without_one_dnn_the_log_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    with caplog.at_level(logging.INFO, logger="alignstar"):
+        assert native.one_dnn.__wrapped__() is None
+    assert "Products on this CPU are not oneDNN's, which can take half the time: not for this processor" in caplog.text
 
 
 def test_the_last_layer_ends_for_what_is_told(monkeypatch: pytest.MonkeyPatch):

@@ -138,16 +138,19 @@ def test_notes_are_found_on_every_edge_that_they_belong_to() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_buffer_keeps_what_it_holds_when_it_grows(dtype: torch.dtype) -> None:
-    pool, example = Pool(3000, CPU), torch.zeros(1, 2, 8, dtype=dtype)
-    for count in (100, 300, 900, 1700):
+    pool, example = Pool(60_000, CPU), torch.zeros(1, 2, 8, dtype=dtype)
+    grown: set[int] = set()
+    for count in (100, 5_900, 14_000, 40_000):
         slots = pool.take(count)
         before = pool.buffer(0, example)
         assert before.dtype == dtype
         assert not before[slots].any()  # a slot that is masked must not hold NaN
-        before[slots] = torch.tensor(slots, dtype=dtype)[:, None, None]
+        before[slots] = (torch.tensor(slots) % 200).to(dtype)[:, None, None]
+        grown.add(len(before))
     after = pool.buffer(0, example)
-    assert after.shape == (3001, 2, 8)
-    assert torch.equal(after[1:3001, 1, 3], torch.arange(1, 3001).to(dtype))
+    assert after.shape == (60_001, 2, 8)
+    assert len(grown) == 3
+    assert torch.equal(after[1:60_001, 1, 3], (torch.arange(1, 60_001) % 200).to(dtype))
 
 
 def test_memory_that_is_not_to_be_had_for_keys_counts_as_such() -> None:

@@ -1,20 +1,22 @@
 """The fused forward on a CPU in single precision, on kernels of our own (`kernels.py`).
 
 Small forwards wait between torch's operations as long as within them, and attention over gathered slots reads and
-writes every key twice. Here few positions take three calls a layer, many take products by torch and four kernels; keys
-and values are read where they lie, so that rows are neither gathered nor packed nor padded to each other. Knows what
-`fused.py` knows; importing it needs numba.
+writes every key twice. Here few positions take three calls a layer, many take four kernels and products by oneDNN,
+which is in torch; keys and values are read where they lie, so that rows are neither gathered nor packed nor padded to
+each other. Knows what `fused.py` knows; importing it needs numba.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Sequence
+import platform
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -26,13 +28,24 @@ from alignstar.models.hf.fused import FusedForward, Layer, Norm, Projection
 from alignstar.models.hf.kernels import Kernel
 from alignstar.models.hf.paged import Ints, PagedRow, Pool, Table
 
-FEW = 16
-"""Positions up to which our product is faster than torch's: it reads weights as fast as memory gives them."""
+log = logging.getLogger("alignstar")
+
+FIXED_ANGLES = frozenset({"default", "linear", "llama3", "yarn"})
+"""Rotary embeddings whose angles depend on nothing but the position; those of others on the longest text too."""
+
+FEW = 8
+"""Positions up to which our product is faster than oneDNN's: it reads weights as fast as memory gives them."""
+
+FEW_BY_MKL = 16
+"""Positions up to which it is faster than MKL's."""
 
 WORTH_A_THREAD = 1 << 22
 """Multiplications that are worth another thread: about half a millisecond."""
 
 Floats = NDArray[np.float32]
+
+Linear: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+"""Of values [N, in], a weight [out, in] and a bias [out] the products [N, out]."""
 
 
 class ArrayNorm(NamedTuple):
@@ -53,6 +66,7 @@ class ArrayProjection(NamedTuple):
 class NativeLayer:
     """A layer's weights as the kernels take them; `heads` are the norms of queries and of keys [0 or 2, dim]."""
 
+    fused: Layer
     attention_norm: ArrayNorm
     qkv: ArrayProjection
     heads: ArrayNorm
@@ -75,15 +89,18 @@ class NativeForward:
         self.head = _plain(fused.head)
         self.vocabulary = np.arange(0 if self.head is None else len(self.head))
         self.largest = max(w.size for each in self.layers for w in (each.qkv.weight, each.gate_up.weight))
+        self.embedding = fused.backbone.embed_tokens.weight.detach().numpy()
+        self.angles = Angles(fused.backbone.rotary_emb)
+        self.linear = one_dnn() or F.linear
+        self.few = FEW_BY_MKL if self.linear is F.linear else FEW
 
     def __call__(self, pool: Pool, rows: Sequence[PagedRow], *, keep: int = 0, logits_to_keep: int = 0) -> Any:
         """See FusedForward."""
         how, table = self.fused, Table(rows)
         reading = Reading(table.slots, table.row, table.positions, int(table.positions.sum()))
         places = _places(table, keep)
-        embedded = F.embedding(torch.from_numpy(table.tokens), how.backbone.embed_tokens.weight)
-        angles = how.backbone.rotary_emb(embedded, position_ids=torch.from_numpy(table.positions)[None])
-        hidden, cos, sin = embedded.numpy(), angles[0][0].numpy(), angles[1][0].numpy()
+        hidden = self.embedding.take(table.tokens, axis=0)
+        cos, sin = self.angles(table.positions)
         dim = cos.shape[1]
         if any(layer.out.weight.shape[0] % dim or layer.qkv.weight.shape[1] % dim for layer in self.layers):
             raise ValueError(f"rotations of {dim} numbers do not make up the heads")  # kernels would write beyond
@@ -94,9 +111,9 @@ class NativeForward:
             if index == how.returns:
                 reached, hidden = hidden, left
             n_q = layer.out.weight.shape[0] // dim
-            qkv = np.empty((len(hidden), layer.qkv.weight.shape[1] // dim, dim), dtype=np.float32)
-            buffer = pool.buffer(index, torch.from_numpy(qkv[:, n_q:])).numpy()
-            self._before(hidden, layer, cos, sin, table.written, buffer, qkv)
+            stores = layer.qkv.weight.shape[1] // dim - n_q
+            buffer = pool.buffer(index, torch.empty(0, stores, dim)).numpy()
+            qkv = self._before(hidden, layer, cos, sin, table.written, buffer)
             if index + 1 == len(self.layers) and self.branch_norm is None:  # it ends for what is told
                 chosen = places.reshape(-1)
                 hidden, qkv, reading = hidden[chosen], qkv[chosen], reading.of(chosen)
@@ -107,19 +124,22 @@ class NativeForward:
 
     def _few(self, count: int, size: int) -> bool:
         """Whether our products with weights of this size are faster for so many positions: torch's share large ones."""
-        return count <= FEW and (torch.get_num_threads() == 1 or count * size < WORTH_A_THREAD)
+        return count <= self.few and (torch.get_num_threads() == 1 or count * size < WORTH_A_THREAD)
 
     def _before(
-        self, hidden: Floats, layer: NativeLayer, cos: Floats, sin: Floats, written: Ints, buffer: Floats, qkv: Floats
-    ) -> None:
-        """Queries, keys and values of states [N, H], into `qkv` [N, heads, dim]; the latter two into the pool too."""
+        self, hidden: Floats, layer: NativeLayer, cos: Floats, sin: Floats, written: Ints, buffer: Floats
+    ) -> Floats:
+        """Queries, keys and values [N, heads, dim] of states [N, H]; the latter two are put into the pool too."""
+        shape = (len(hidden), -1, cos.shape[1])
         if self._few(len(hidden), self.largest):
+            qkv = np.empty((len(hidden), layer.qkv.weight.shape[1]), dtype=np.float32).reshape(shape)
             kernels.before_attention(
                 hidden, *layer.attention_norm, *layer.qkv, cos, sin, *layer.heads, written, buffer, qkv, 0, len(hidden)
             )
-            return
-        _product(_normed(hidden, layer.attention_norm), layer.qkv, qkv.reshape(len(qkv), -1))
+            return qkv
+        qkv = self._product(_normed(hidden, layer.attention_norm), layer.fused.qkv)[: len(hidden)].reshape(shape)
         _shared(kernels.stored, qkv.size, qkv, cos, sin, *layer.heads, written, buffer)
+        return qkv
 
     def _after(self, hidden: Floats, attended: Floats, layer: NativeLayer) -> None:
         """The layer's outcome in the place of its states [N, H], of what attention gave for them."""
@@ -128,33 +148,62 @@ class NativeForward:
                 hidden, attended, *layer.out, *layer.mlp_norm, *layer.gate_up, *layer.down, 0, len(hidden)
             )
             return
-        more = np.empty_like(hidden)
-        hidden += _product(attended, layer.out, more)
-        gate_up = np.empty((len(hidden), layer.gate_up.weight.shape[1]), dtype=np.float32)
-        _product(_normed(hidden, layer.mlp_norm), layer.gate_up, gate_up)
-        gate = np.empty((len(hidden), layer.down.weight.shape[0]), dtype=np.float32)
+        count = len(hidden)
+        hidden += self._product(attended, layer.fused.out)[:count]
+        gate_up = self._product(_normed(hidden, layer.mlp_norm), layer.fused.gate_up)[:count]
+        gate = _room(count, layer.down.weight.shape[0])
         _shared(kernels.gated, 8 * gate_up.size, gate_up, gate)
-        hidden += _product(gate, layer.down, more)
+        hidden += self._product(gate, layer.fused.down)[:count]
+
+    def _product(self, values: Floats, by: Projection) -> Floats:
+        """Of `values` [N, in] the products [N, out]; N as `_room` has it."""
+        return self.linear(torch.from_numpy(values), *by).numpy()
 
     def _told(self, hidden: Floats, reached: Floats, places: Ints, kept: int) -> Any:
         """What is read of the last layer's states: of all, or at `places` where there is a branch."""
         if self.branch_norm is not None:
             hidden = hidden[places.reshape(-1)]
-        told = torch.from_numpy(_normed(hidden, self.norm)).view(*places.shape, -1)
+        told = torch.from_numpy(_normed(hidden, self.norm)[: places.size]).view(*places.shape, -1)
         logits = None if self.fused.head is None else self._logits(told[:, -kept:])
         if self.branch_norm is not None:
-            side = torch.from_numpy(_normed(reached[places.reshape(-1)], self.branch_norm))
+            side = torch.from_numpy(_normed(reached[places.reshape(-1)], self.branch_norm)[: places.size])
             told = torch.cat((told, side.view(*places.shape, -1)), dim=-1)
         return SimpleNamespace(last_hidden_state=told, logits=logits)
 
     def _logits(self, told: torch.Tensor) -> torch.Tensor:
         """Next-token logits [rows, kept, V] of states [rows, kept, H]."""
         values, weight = told.reshape(-1, told.shape[-1]), self.head
-        if weight is None or not self._few(len(values), weight.size):
+        if weight is None:
             return self.fused.head(told)
+        if not self._few(len(values), weight.size):
+            room = torch.from_numpy(_room(*values.shape))
+            room[: len(values)] = values
+            return self.linear(room, self.fused.head.weight, None)[: len(values)].view(*told.shape[:-1], -1)
         out = np.empty((len(values), len(weight)), dtype=np.float32)
         kernels.read_out(values.numpy(), weight, self.vocabulary, out, 0, len(values))
         return torch.from_numpy(out).view(*told.shape[:-1], -1)
+
+
+class Angles:
+    """Cosines and sines [N, dim] of positions [N]; looked up where they depend on nothing but the position."""
+
+    def __init__(self, rotary: Any) -> None:
+        self.rotary = rotary
+        self.fixed = rotary.rope_type in FIXED_ANGLES
+        self.cos = self.sin = np.empty((0, 0), dtype=np.float32)  # of the positions from 0 on that were needed so far
+
+    def __call__(self, positions: Ints) -> tuple[Floats, Floats]:
+        """As the module gives them."""
+        if not self.fixed:
+            return self._computed(positions)
+        last = int(positions.max())
+        if last >= len(self.cos):
+            self.cos, self.sin = self._computed(np.arange(2 * last + 1))
+        return self.cos.take(positions, axis=0), self.sin.take(positions, axis=0)
+
+    def _computed(self, positions: Ints) -> tuple[Floats, Floats]:
+        cos, sin = self.rotary(torch.empty(1), position_ids=torch.from_numpy(positions)[None])
+        return cos[0].numpy(), sin[0].numpy()
 
 
 class Reading(NamedTuple):
@@ -174,12 +223,29 @@ class Reading(NamedTuple):
         return Reading(self.slots, self.row[chosen], position, int(position.sum()))
 
     def attended(self, qkv: Floats, buffer: Floats, n_q: int, layer: NativeLayer) -> Floats:
-        """Attention [N, n_q * dim] of the first `n_q` heads of `qkv` [N, heads, dim] over a layer's buffer."""
+        """Attention of the first `n_q` heads of `qkv` [N, heads, dim] over a layer's buffer: `_room` [N, n_q * dim]."""
         dim = qkv.shape[2]
-        out = np.empty((len(qkv), n_q * dim), dtype=np.float32)
+        out = _room(len(qkv), n_q * dim)
         arrays = (qkv, buffer, self.slots, self.row, self.position, layer.window, layer.scaling, out)
         _shared(kernels.attention(dim), 2 * n_q * dim * self.keys, *arrays)
         return out
+
+
+@cache
+def one_dnn() -> Linear | None:
+    """The product of oneDNN, which takes weights as they lie; None where torch is built without it.
+
+    torch gives single precision to MKL, which on AMD's processors leaves half of their arithmetic idle.
+    """
+    try:
+        if platform.machine().lower() not in ("x86_64", "amd64") or not torch.backends.mkldnn.is_available():
+            raise NotImplementedError("not for this processor, or not in this torch")
+        taken = torch.ops.mkldnn._linear_pointwise.default
+        taken(torch.zeros(FEW + 1, 4), torch.zeros(4, 4).t(), None, "none", [], "")
+    except (AttributeError, NotImplementedError, RuntimeError) as error:
+        log.info("Products on this CPU are not oneDNN's, which can take half the time: %s.", error)
+        return None
+    return lambda values, weight, bias: taken(values, weight, bias, "none", [], "")
 
 
 def best(logits: torch.Tensor, keep: int) -> tuple[NDArray[np.float64], Ints, NDArray[np.float64]]:
@@ -199,6 +265,7 @@ def _plain(head: Any) -> Floats | None:
 
 def _layer(layer: Layer, window: int | None) -> NativeLayer:
     return NativeLayer(
+        fused=layer,
         attention_norm=_norm(layer.attention_norm),
         qkv=_projection(layer.qkv),
         heads=_heads(layer.q_norm, layer.k_norm),
@@ -233,17 +300,18 @@ def _places(table: Table, keep: int) -> Ints:
     return np.maximum(ends[:, None] - kept + np.arange(kept), (ends - table.new)[:, None])
 
 
-def _product(values: Floats, by: ArrayProjection, out: Floats) -> Floats:
-    """By torch, of `values` [N, in] into `out` [N, out]."""
-    told = torch.from_numpy(out)
-    torch.mm(torch.from_numpy(values), torch.from_numpy(by.weight), out=told)
-    if len(by.bias):
-        told += torch.from_numpy(by.bias)
-    return out
+def _room(count: int, size: int) -> Floats:
+    """Memory for `count` positions, and for some more that mean nothing: oneDNN compiles a product for each count.
+
+    It keeps about a megabyte for each. There are eight counts, then, from one power of two to the next.
+    """
+    step = 1 << max(0, count.bit_length() - 4)
+    return np.empty((-(-count // step) * step, size), dtype=np.float32)
 
 
 def _normed(hidden: Floats, norm: ArrayNorm) -> Floats:
-    out = np.empty_like(hidden)
+    """Of `hidden` [N, H], in `_room` for it."""
+    out = _room(*hidden.shape)
     _shared(kernels.normed, hidden.size, hidden, *norm, out)
     return out
 

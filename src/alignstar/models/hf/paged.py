@@ -34,12 +34,15 @@ SMALL = 1 << 16
 LEAST_SPARED = 4
 """Padded positions, and an eighth of those that are none: fewer are computed with the others."""
 
+EAGER, LAZY = (256, 2), (4096, 8)
+"""Slots of a buffer at first, and by how much it grows; more where what was never written takes no memory."""
+
 TRASH = 0
 """Slot that padding writes to and nothing reads."""
 
 
 class Pool:
-    """Buffers [slots, heads, dim] of a model's layers, grown by doubling up to `capacity` slots."""
+    """Buffers [slots, heads, dim] of a model's layers, grown up to `capacity` slots."""
 
     def __init__(self, capacity: int, device: torch.device) -> None:
         self.capacity = capacity
@@ -76,7 +79,8 @@ class Pool:
         while len(self.buffers) <= index:
             self.buffers.append(example.new_zeros(0, *example.shape[1:]))
         if self.buffers[index].shape[0] < self._fresh:
-            size = min(max(2 * self.buffers[index].shape[0], self._fresh, 256), self.capacity + 1)
+            least, times = LAZY if self.device.type == "cpu" else EAGER
+            size = min(max(times * self.buffers[index].shape[0], self._fresh, least), self.capacity + 1)
             self.buffers[index] = _grown(self.buffers[index], size)
             self.slots = size
         return self.buffers[index]
