@@ -235,18 +235,65 @@ def test_there_is_room_for_all_positions_and_few_sizes_of_it():
 
 
 def test_products_of_any_number_of_positions_are_compiled_for_few(monkeypatch: pytest.MonkeyPatch):
+    """And those that mean nothing are told nobody."""
     if native.one_dnn() is None:
         pytest.skip("no oneDNN here")
-    made = network(tiny.causal_lm("llama", dtype=torch.float32))._paged
-    assert isinstance(made, NativeForward)
-    linear, sizes = made.linear, list[int]()
-    monkeypatch.setattr(made, "linear", lambda values, *by: (sizes.append(len(values)), linear(values, *by))[1])
+    made = network(tiny.causal_lm("qwen2", dtype=torch.float32))
+    assert isinstance(made._paged, NativeForward)
+    linear, sizes = made._paged.linear, list[int]()
+    monkeypatch.setattr(
+        made._paged, "linear", lambda values, *by: (sizes.append(len(values)), linear(values, *by))[1]
+    )  # fmt: skip
     pool = Pool(2000, torch.device("cpu"))
+    text = tuple(7 * i % tiny.VOCAB for i in range(232))
+    whole = made.plain([text], 232)[0]
     for count in range(200, 232):
         slots = pool.take(count)
-        made(pool, [PagedRow(new=tuple(i % tiny.VOCAB for i in range(count)), slots=slots)], keep=60, logits_to_keep=60)
+        told = made.paged(pool, [PagedRow(new=text[:count], slots=slots)], 57)
+        torch.testing.assert_close(told[0], whole[count - 57 : count], rtol=0, atol=2e-5)
         pool.give_back(slots)
     assert set(sizes) == {208, 224, 240, 60}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_processs_default_precision_decides_nothing(dtype: torch.dtype):
+    """Another thread may be loading a model, for which transformers sets it."""
+    made = network(tiny.causal_lm("llama", dtype=torch.float32))
+    before, _ = pushed(made, 5, 3)
+    torch.set_default_dtype(dtype)
+    try:
+        assert isinstance(made._paged, NativeForward)
+        made._paged.angles = Angles(made.module.model.rotary_emb)
+        during, _ = pushed(made, 5, 3)
+        assert (native.one_dnn.__wrapped__() is None) == (native.one_dnn() is None)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(before, during)
+
+
+def test_angles_are_kept_for_no_more_positions_than_the_model_has():
+    config = LlamaConfig(**tiny._GROUPED)
+    angles = Angles(LlamaRotaryEmbedding(config))
+    for last in (200, 255, 300):  # of 256
+        angles(np.array([last]))
+        assert len(angles.cos) == max(last + 1, 256)
+
+
+def test_tokens_below_zero_are_no_tokens():
+    made = network(tiny.causal_lm("llama", dtype=torch.float32))
+    pool = Pool(20, torch.device("cpu"))
+    with pytest.raises(IndexError, match="token -1 is none of a vocabulary"):
+        made.paged(pool, [PagedRow(new=(3, -1), slots=pool.take(2))], 1)
+
+
+def test_what_is_told_of_many_positions_is_checked_at_load(monkeypatch: pytest.MonkeyPatch):
+    tell = NativeForward._logits
+
+    def wrong(self: Any, told: torch.Tensor) -> torch.Tensor:
+        return tell(self, told) * (1 if told.shape[0] * told.shape[1] <= FEW else 2)
+
+    monkeypatch.setattr(NativeForward, "_logits", wrong)
+    assert isinstance(network(tiny.causal_lm("llama", dtype=torch.float32))._paged, FusedForward)
 
 
 def test_without_one_dnn_the_log_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -151,6 +152,21 @@ def test_a_buffer_keeps_what_it_holds_when_it_grows(dtype: torch.dtype) -> None:
     assert after.shape == (60_001, 2, 8)
     assert len(grown) == 3
     assert torch.equal(after[1:60_001, 1, 3], (torch.arange(1, 60_001) % 200).to(dtype))
+
+
+def test_a_buffer_grows_less_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    zeros = np.zeros
+
+    def scarce(size: int, **more: Any) -> Any:
+        if size > 21_000 * 64:
+            raise MemoryError
+        return zeros(size, **more)
+
+    monkeypatch.setattr("alignstar.models.hf.paged.np.zeros", scarce)
+    pool, example = Pool(60_000, CPU), torch.zeros(1, 2, 8)
+    for count, size in ((4_000, 4096), (5_000, 9_001), (11_000, 20_001)):
+        pool.take(count)
+        assert len(pool.buffer(0, example)) == size
 
 
 def test_memory_that_is_not_to_be_had_for_keys_counts_as_such() -> None:

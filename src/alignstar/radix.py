@@ -14,10 +14,10 @@ from alignstar.types import Ids
 class Node:
     """An edge of the tree: `tokens` below `parent`, with one `slots` entry per token.
 
-    `refs` counts the pins on this node and everything below it.
+    `refs` counts the pins on this node and everything below it, `uses` all that there ever were.
     """
 
-    __slots__ = ("children", "last_used", "notes", "parent", "refs", "slots", "start", "tokens")
+    __slots__ = ("children", "last_used", "notes", "parent", "refs", "slots", "start", "tokens", "uses")
 
     def __init__(self, tokens: Ids, slots: list[int], parent: Node | None) -> None:
         self.tokens = tokens
@@ -27,6 +27,7 @@ class Node:
         self.parent = parent
         self.start: int = 0 if parent is None else parent.end
         self.refs = 0
+        self.uses = 0
         self.last_used = 0
 
     @property
@@ -92,7 +93,7 @@ class RadixTree:
         assert node.parent is not None
         assert 0 < at < len(node.tokens)
         upper = Node(node.tokens[:at], node.slots[:at], node.parent)
-        upper.refs, upper.last_used = node.refs, node.last_used
+        upper.refs, upper.uses, upper.last_used = node.refs, node.uses, node.last_used
         upper.notes = {i: note for i, note in node.notes.items() if i < at}
         upper.children = {node.tokens[at]: node}
         node.parent.children[node.tokens[0]] = upper

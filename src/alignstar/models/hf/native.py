@@ -99,6 +99,8 @@ class NativeForward:
         how, table = self.fused, Table(rows)
         reading = Reading(table.slots, table.row, table.positions, int(table.positions.sum()))
         places = _places(table, keep)
+        if table.tokens.min() < 0:
+            raise IndexError(f"token {table.tokens.min()} is none of a vocabulary")
         hidden = self.embedding.take(table.tokens, axis=0)
         cos, sin = self.angles(table.positions)
         dim = cos.shape[1]
@@ -112,7 +114,7 @@ class NativeForward:
                 reached, hidden = hidden, left
             n_q = layer.out.weight.shape[0] // dim
             stores = layer.qkv.weight.shape[1] // dim - n_q
-            buffer = pool.buffer(index, torch.empty(0, stores, dim)).numpy()
+            buffer = pool.buffer(index, torch.empty(0, stores, dim, dtype=torch.float32, device="cpu")).numpy()
             qkv = self._before(hidden, layer, cos, sin, table.written, buffer)
             if index + 1 == len(self.layers) and self.branch_norm is None:  # it ends for what is told
                 chosen = places.reshape(-1)
@@ -157,7 +159,8 @@ class NativeForward:
 
     def _product(self, values: Floats, by: Projection) -> Floats:
         """Of `values` [N, in] the products [N, out]; N as `_room` has it."""
-        return self.linear(torch.from_numpy(values), *by).numpy()
+        linear = F.linear if len(values) == 1 else self.linear  # of a vector MKL's is faster
+        return linear(torch.from_numpy(values), *by).numpy()
 
     def _told(self, hidden: Floats, reached: Floats, places: Ints, kept: int) -> Any:
         """What is read of the last layer's states: of all, or at `places` where there is a branch."""
@@ -176,9 +179,10 @@ class NativeForward:
         if weight is None:
             return self.fused.head(told)
         if not self._few(len(values), weight.size):
-            room = torch.from_numpy(_room(*values.shape))
-            room[: len(values)] = values
-            return self.linear(room, self.fused.head.weight, None)[: len(values)].view(*told.shape[:-1], -1)
+            room = _room(*values.shape)
+            room[: len(values)] = values.numpy()
+            logits = torch.from_numpy(self._product(room, Projection(torch.from_numpy(weight), None)))
+            return logits[: len(values)].view(*told.shape[:-1], -1)
         out = np.empty((len(values), len(weight)), dtype=np.float32)
         kernels.read_out(values.numpy(), weight, self.vocabulary, out, 0, len(values))
         return torch.from_numpy(out).view(*told.shape[:-1], -1)
@@ -190,6 +194,7 @@ class Angles:
     def __init__(self, rotary: Any) -> None:
         self.rotary = rotary
         self.fixed = rotary.rope_type in FIXED_ANGLES
+        self.limit: int = rotary.max_seq_len_cached
         self.cos = self.sin = np.empty((0, 0), dtype=np.float32)  # of the positions from 0 on that were needed so far
 
     def __call__(self, positions: Ints) -> tuple[Floats, Floats]:
@@ -198,11 +203,12 @@ class Angles:
             return self._computed(positions)
         last = int(positions.max())
         if last >= len(self.cos):
-            self.cos, self.sin = self._computed(np.arange(2 * last + 1))
+            self.cos, self.sin = self._computed(np.arange(max(last + 1, min(2 * last + 1, self.limit))))
         return self.cos.take(positions, axis=0), self.sin.take(positions, axis=0)
 
     def _computed(self, positions: Ints) -> tuple[Floats, Floats]:
-        cos, sin = self.rotary(torch.empty(1), position_ids=torch.from_numpy(positions)[None])
+        like = torch.empty(1, dtype=torch.float32, device="cpu")  # whatever the process's default is
+        cos, sin = self.rotary(like, position_ids=torch.from_numpy(positions)[None])
         return cos[0].numpy(), sin[0].numpy()
 
 
@@ -233,7 +239,7 @@ class Reading(NamedTuple):
 
 @cache
 def one_dnn() -> Linear | None:
-    """The product of oneDNN, which takes weights as they lie; None where torch is built without it.
+    """The product of oneDNN, which takes weights as they lie; None where torch is built without it, and off x86.
 
     torch gives single precision to MKL, which on AMD's processors leaves half of their arithmetic idle.
     """
@@ -241,7 +247,8 @@ def one_dnn() -> Linear | None:
         if platform.machine().lower() not in ("x86_64", "amd64") or not torch.backends.mkldnn.is_available():
             raise NotImplementedError("not for this processor, or not in this torch")
         taken = torch.ops.mkldnn._linear_pointwise.default
-        taken(torch.zeros(FEW + 1, 4), torch.zeros(4, 4).t(), None, "none", [], "")
+        some = torch.zeros(FEW + 1, FEW + 1, dtype=torch.float32, device="cpu")
+        taken(some, some.t(), None, "none", [], "")
     except (AttributeError, NotImplementedError, RuntimeError) as error:
         log.info("Products on this CPU are not oneDNN's, which can take half the time: %s.", error)
         return None

@@ -230,12 +230,12 @@ class Network:
         half = len(first) // 2
         worst = 0.0
 
-        def check(rows: list[tuple[Ids, int, list[int]]]) -> None:
+        def check(rows: list[tuple[Ids, int, list[int]]], want: int = 1) -> None:
             nonlocal worst
             paged_rows = [PagedRow(new=ids[start:], slots=where[: len(ids)]) for ids, start, where in rows]
-            got = self._outputs(forward, pool, paged_rows, 1)
+            got = self._outputs(forward, pool, paged_rows, want)
             for row, (ids, _, _) in zip(got, rows, strict=True):
-                difference = (row.to(torch.float64) - self.plain([ids], 1)[0].to(torch.float64)).abs().max()
+                difference = (row.to(torch.float64) - self.plain([ids], want)[0].to(torch.float64)).abs().max()
                 worst = max(worst, float("inf") if torch.isnan(difference) else float(difference))
 
         check([(first[:half], 0, slots)])  # prefilled
@@ -244,7 +244,7 @@ class Network:
         check([(branched, len(first) // 3, branch_slots)])  # branched off, behind what was computed
         check([(first, half + 3, slots), (branched, len(branched) - 2, branch_slots)])  # batched with another length
         check([(first[: half - 2], half - 4, slots)])  # rolled back
-        check([(first, 0, slots)])  # read anew, more at a time
+        check([(first, 0, slots)], half)  # read anew, more at a time, and more told
         self.bytes_per_position = pool.bytes // pool.slots
         return worst
 

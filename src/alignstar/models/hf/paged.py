@@ -35,7 +35,7 @@ LEAST_SPARED = 4
 """Padded positions, and an eighth of those that are none: fewer are computed with the others."""
 
 EAGER, LAZY = (256, 2), (4096, 8)
-"""Slots of a buffer at first, and by how much it grows; more where what was never written takes no memory."""
+"""Slots of a buffer at first, and by how much it grows; more where memory is taken when it is first written to."""
 
 TRASH = 0
 """Slot that padding writes to and nothing reads."""
@@ -79,11 +79,17 @@ class Pool:
         while len(self.buffers) <= index:
             self.buffers.append(example.new_zeros(0, *example.shape[1:]))
         if self.buffers[index].shape[0] < self._fresh:
-            least, times = LAZY if self.device.type == "cpu" else EAGER
-            size = min(max(times * self.buffers[index].shape[0], self._fresh, least), self.capacity + 1)
-            self.buffers[index] = _grown(self.buffers[index], size)
-            self.slots = size
+            try:
+                self._grow(index, *(LAZY if self.device.type == "cpu" else EAGER))
+            except MemoryError:  # memory may be limited before it is touched
+                self._grow(index, *EAGER)
         return self.buffers[index]
+
+    def _grow(self, index: int, least: int, times: int) -> None:
+        held = self.buffers[index]
+        size = min(max(times * held.shape[0], self._fresh, least), self.capacity + 1)
+        self.buffers[index] = _grown(held, size)
+        self.slots = size
 
     @property
     def complete(self) -> bool:
@@ -100,7 +106,7 @@ class Pool:
 
     @property
     def bytes(self) -> int:
-        """Memory held by the buffers."""
+        """Memory reserved by the buffers."""
         return sum(t.numel() * t.element_size() for t in self.buffers)
 
 

@@ -2,7 +2,8 @@
 
 Knows slots and token ids, no tensors' contents. Positions are *private* to a running row, or in the *tree*; tree
 positions under a pin are needed by somebody, the others are kept as long as there is room and evicted from the leaves,
-least recently used first.
+least recently used first. Of what a row has left at its end and nobody came back to (most rollouts are tried and lost)
+only the latest is kept: the rest would take memory, and the place of what is come back to.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from collections.abc import Callable
 from alignstar.models.hf.paged import Pool
 from alignstar.radix import Node, RadixTree
 from alignstar.types import Ids
+
+TRIED = 8192
+"""Positions that nobody came back to: at least so many are kept, where there is room."""
 
 
 class Lease:
@@ -34,7 +38,10 @@ class PrefixCache:
         self.tree = RadixTree()
         self.pinned = 0  # tree positions that a pin protects
         self.private = 0
+        self.most = 0  # positions ever needed at once
         self.clock = 0
+        self._tried: dict[Node, int] = {}  # what nobody came back to, and how many positions that is, the oldest first
+        self._tried_size = 0
 
     @property
     def in_use(self) -> int:
@@ -75,6 +82,7 @@ class PrefixCache:
         lease.slots.extend(self.pool.take(count))
         lease.own += count
         self.private += count
+        self.most = max(self.most, self.in_use)
 
     def drop_last(self, lease: Lease, count: int = 1) -> None:
         """Return the last `count` private slots."""
@@ -110,6 +118,10 @@ class PrefixCache:
             self.private -= lease.own
             lease.own = 0
         self._unpin(lease.node)
+        if lease.node.uses == 1:
+            self._tried[lease.node] = len(lease.node.tokens)
+            self._tried_size += len(lease.node.tokens)
+            self._forget_tried()
         lease.slots = array("q")
 
     def remember(self, lease: Lease, notes: dict[int, object]) -> None:
@@ -152,6 +164,9 @@ class PrefixCache:
         self.clock += 1
         for edge in node.path():
             edge.last_used = self.clock
+            if edge.uses == 1:
+                self._tried_size -= self._tried.pop(edge, 0)
+            edge.uses += 1
             if edge.refs == 0:
                 self.pinned += len(edge.tokens)
             edge.refs += 1
@@ -169,11 +184,20 @@ class PrefixCache:
             leaves = sorted((n for n in self.tree.leaves() if n.refs == 0), key=lambda n: n.last_used)
             assert leaves, "room was promised that is not there"
             for leaf in leaves:
-                self.pool.give_back(leaf.slots)
-                self.tree.remove(leaf)
+                self._forget(leaf)
                 forgotten += len(leaf.tokens)
                 if forgotten >= max(count, wanted):
                     break
+
+    def _forget_tried(self) -> None:
+        """The oldest of what was tried, if that is more than was ever needed at once: one of these may be come back to."""
+        while self._tried_size > max(TRIED, self.pool.capacity // 8, self.most):
+            self._forget(next(iter(self._tried)))
+
+    def _forget(self, leaf: Node) -> None:
+        self.pool.give_back(leaf.slots)
+        self.tree.remove(leaf)
+        self._tried_size -= self._tried.pop(leaf, 0)
 
     def clear(self) -> None:
         """Forget everything that nobody needs."""
