@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from alignstar.models.hf import paged
+from alignstar.models.hf import paged, prefix
 from alignstar.models.hf.paged import PagedRow, Pool, masks
 from alignstar.models.hf.prefix import Lease, PrefixCache
 
@@ -23,8 +23,10 @@ def slots_of(cache: PrefixCache, ids: tuple[int, ...]) -> list[int]:
     return slots
 
 
+@pytest.mark.parametrize("tried", [0, 100])
 @pytest.mark.parametrize("seed", range(20))
-def test_random_use_keeps_the_books(seed: int) -> None:
+def test_random_use_keeps_the_books(seed: int, tried: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefix, "TRIED", tried)
     draw = random.Random(seed)
     cache = PrefixCache(Pool(60, CPU))
     contents: dict[int, tuple[int, ...]] = {}  # slot -> the prefix whose last position it holds
@@ -52,6 +54,8 @@ def test_random_use_keeps_the_books(seed: int) -> None:
             assert [contents[s] for s in lease.slots] == [ids[: i + 1] for i in range(len(lease.slots))]
         assert cache.pool.in_use == cache.held <= 60
         assert cache.in_use <= cache.held
+        assert cache._tried_size == sum(cache._tried.values()) <= max(tried, 60 // 8, cache.most)
+        assert cache._tried.keys() <= {leaf for leaf in cache.tree.leaves() if leaf.refs == 0 and leaf.uses == 1}
     for lease, _ in live:
         cache.release(lease)
     assert cache.in_use == 0
@@ -74,6 +78,44 @@ def test_the_least_recently_used_goes_first_and_pinned_stays() -> None:
     assert len(slots_of(cache, (2, 2, 2))) == 0
     assert len(slots_of(cache, (3, 3, 3))) == 3
     assert len(pinned.slots) == 3
+
+
+def leave(cache: PrefixCache, ids: tuple[int, ...]) -> None:
+    lease = cache.lease(ids)
+    cache.extend(lease, len(ids) - len(lease.slots))
+    cache.publish(lease, ids)
+    cache.release(lease)
+
+
+def test_of_what_nobody_came_back_to_the_latest_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefix, "TRIED", 12)
+    cache = PrefixCache(Pool(90, CPU))
+    texts = [(1, 2, 3, 10 + i, 0, 0, 0) for i in range(14)]
+    for text in texts[:10]:
+        leave(cache, text)
+    assert [cache.tree.known(text) for text in texts[:10]] == [3] * 7 + [7] * 3  # what all begin with stays
+    cache.release(cache.lease(texts[7]))
+    for text in texts[10:]:
+        leave(cache, text)
+    assert [cache.tree.known(text) for text in texts[7:]] == [7, 3, 3, 3, 7, 7, 7]
+    cache.clear()
+    assert (cache._tried, cache._tried_size, cache.held) == ({}, 0, 0)
+
+
+def test_as_much_of_it_is_kept_as_was_ever_needed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of the rollouts of a step is come back to, and all of them were there at a time."""
+    monkeypatch.setattr(prefix, "TRIED", 0)
+    cache = PrefixCache(Pool(90, CPU))
+    texts = [(1, 2, 3, 10 + i, 0, 0, 0) for i in range(8)]
+    leave(cache, texts[0][:3])
+    leases = [cache.lease(text) for text in texts]
+    for lease in leases:
+        cache.extend(lease, 4)
+    assert cache.most == 3 + 4 * 8
+    for lease, text in zip(leases, texts, strict=True):
+        cache.publish(lease, text)
+        cache.release(lease)
+    assert [cache.tree.known(text) for text in texts] == [7] * 8
 
 
 def test_what_another_row_published_first_stays_and_the_duplicate_is_returned() -> None:

@@ -190,7 +190,7 @@ class PrefixCache:
                     break
 
     def _forget_tried(self) -> None:
-        """The oldest of what was tried, if that is more than was ever needed at once: one of these may be come back to."""
+        """The oldest of what was tried, beyond as much as was ever needed at once: some of that may be come back to."""
         while self._tried_size > max(TRIED, self.pool.capacity // 8, self.most):
             self._forget(next(iter(self._tried)))
 
