@@ -104,6 +104,17 @@ async def test_equal_texts_and_equal_beginnings_are_read_once(engine: Engine) ->
     assert (await heads.outputs([])).value == []
 
 
+async def test_the_texts_of_one_request_are_kept_together(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though nobody came back to the first ones when the last ones are read."""
+    monkeypatch.setattr("alignstar.models.hf.prefix.TRIED", 0)
+    _, heads = classifier("llama", engine, max_tokens=64)
+    texts = [(i, *range(3, 22)) for i in range(40)]
+    first = await heads.outputs(texts)
+    assert (first.computed, heads.worker.forwards >= 13) == (800, True)
+    again = await heads.outputs(texts)
+    assert (again.value, again.computed) == (first.value, 0)
+
+
 async def test_texts_that_begin_each_other_are_read_in_one_forward_and_remembered(engine: Engine) -> None:
     model, heads = classifier("llama", engine)
     spine = tuple(range(5, 35))

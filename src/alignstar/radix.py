@@ -14,7 +14,7 @@ from alignstar.types import Ids
 class Node:
     """An edge of the tree: `tokens` below `parent`, with one `slots` entry per token.
 
-    `refs` counts the pins on this node and everything below it, `uses` all that there ever were.
+    `refs` counts the pins on this node and everything below it, `uses` how often its owner needed it.
     """
 
     __slots__ = ("children", "last_used", "notes", "parent", "refs", "slots", "start", "tokens", "uses")

@@ -9,6 +9,7 @@ only the latest is kept: the rest would take memory, and the place of what is co
 from __future__ import annotations
 
 from array import array
+from collections import OrderedDict
 from collections.abc import Callable
 
 from alignstar.models.hf.paged import Pool
@@ -38,9 +39,9 @@ class PrefixCache:
         self.tree = RadixTree()
         self.pinned = 0  # tree positions that a pin protects
         self.private = 0
-        self.most = 0  # positions ever needed at once
+        self.most = 0  # positions ever needed at once, or computed by one request
         self.clock = 0
-        self._tried: dict[Node, int] = {}  # what nobody came back to, and how many positions that is, the oldest first
+        self._tried = OrderedDict[Node, int]()  # what nobody came back to, the oldest first, and its positions
         self._tried_size = 0
 
     @property
@@ -145,6 +146,8 @@ class PrefixCache:
         if length < len(ids) or length == 0:
             return ()
         while (note := node.notes.get(used - 1)) is not None:
+            if node.uses == 1:
+                self._come_back_to(node)
             token = choose(note)
             if token is None:
                 break
@@ -165,8 +168,9 @@ class PrefixCache:
         for edge in node.path():
             edge.last_used = self.clock
             if edge.uses == 1:
-                self._tried_size -= self._tried.pop(edge, 0)
-            edge.uses += 1
+                self._come_back_to(edge)
+            else:
+                edge.uses += 1
             if edge.refs == 0:
                 self.pinned += len(edge.tokens)
             edge.refs += 1
@@ -188,6 +192,14 @@ class PrefixCache:
                 forgotten += len(leaf.tokens)
                 if forgotten >= max(count, wanted):
                     break
+
+    def _come_back_to(self, edge: Node) -> None:
+        edge.uses += 1
+        self._tried_size -= self._tried.pop(edge, 0)
+        for rest in edge.children.values():  # of an edge that was cut for it, what lies below
+            if rest in self._tried:
+                self._tried_size -= self._tried[rest] - len(rest.tokens)
+                self._tried[rest] = len(rest.tokens)
 
     def _forget_tried(self) -> None:
         """The oldest of what was tried, beyond as much as was ever needed at once: some of that may be come back to."""

@@ -234,8 +234,10 @@ class RowWorker:
         row.notes = {}
 
     def finish(self, row: Row) -> None:
-        """The row is done; its positions stay in the cache while there is room."""
+        """The row is done; what becomes of its positions is the cache's business."""
         self.publish(row)
+        if self.cache is not None:
+            self.cache.most = max(self.cache.most, row.request.computed)
         if self.cache is not None and row.lease is not None:
             self.cache.release(row.lease)
         row.request.rows.remove(row)
