@@ -190,14 +190,14 @@ def test_what_was_recorded_on_other_memory_is_forgotten():
     made = network(tiny.causal_lm("llama"))
     record = Recorder()
     quick = RecordedForward(fused(made), record)
-    pool, text = Pool(2000, CPU), tuple(3 + i % 50 for i in range(20))
+    pool, text = Pool(20_000, CPU), tuple(3 + i % 50 for i in range(20))
     slots = pool.take(20)
     step = [PagedRow(new=text[-1:], slots=slots)]
     with torch.inference_mode():
         quick(pool, [PagedRow(new=text[:-1], slots=slots[:-1])], logits_to_keep=1)
         expected = [quick(pool, step, logits_to_keep=1).logits for _ in range(3)]
         assert (record.recorded, record.replayed) == (1, 2)
-        pool.take(600)  # no longer all in the buffers
+        pool.take(6000)  # no longer all in the buffers
         quick(pool, step, logits_to_keep=1)
         assert (record.recorded, record.replayed) == (1, 2)
         for buffer in pool.buffers:
