@@ -236,9 +236,8 @@ class RowWorker:
     def finish(self, row: Row) -> None:
         """The row is done; what becomes of its positions is the cache's business."""
         self.publish(row)
-        if self.cache is not None:
-            self.cache.most = max(self.cache.most, row.request.computed)
         if self.cache is not None and row.lease is not None:
+            self.cache.most = max(self.cache.most, row.request.computed)
             self.cache.release(row.lease)
         row.request.rows.remove(row)
         if not row.request.rows:
