@@ -23,6 +23,12 @@ def sft(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoints.language_model(tmp_path_factory.mktemp("model") / "sft", seed=1)
 
 
+def test_cycles_are_searched_for_seldom():
+    told = "import atexit, gc; atexit.register(lambda: print(gc.get_threshold()[0]))\n" + COMMAND[-1]
+    out = subprocess.check_output([sys.executable, "-c", told.replace("main()", "main(['--version'])")], text=True)
+    assert out.split()[-1] == "50000"
+
+
 @pytest.mark.slow
 def test_an_interrupt_keeps_what_is_finished(sft: Path, tmp_path: Path):
     (tmp_path / "slow.py").write_text(

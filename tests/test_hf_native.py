@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +18,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 import tiny
 from alignstar.engine import Engine
-from alignstar.models.hf import kernels, native
+from alignstar.models.hf import kernels, largest, native
 from alignstar.models.hf.fused import FusedForward
 from alignstar.models.hf.native import FEW, FEW_BY_MKL, Angles, NativeForward
 from alignstar.models.hf.network import LogitsReadout, Network
@@ -150,19 +153,35 @@ def test_threads_share_positions_and_change_none(monkeypatch: pytest.MonkeyPatch
     assert np.array_equal(out, parts)
 
 
+@pytest.mark.parametrize("dim", [6, 8, 32, 80])  # vectors of 2, 8 and 16 numbers, one or several to a head
 @pytest.mark.parametrize("window", [0, 6])
 @pytest.mark.parametrize("keys", range(1, 14))
-def test_attention_reads_as_many_keys_as_there_are(keys: int, window: int):
-    qkv, buffer = drawn((1, 8, 8), keys), drawn((30, 4, 8), 1)
+def test_attention_reads_as_many_keys_as_there_are(keys: int, window: int, dim: int):
+    qkv, buffer = drawn((1, 8, dim), keys), drawn((30, 4, dim), 1)
     slots = np.random.default_rng(keys).permutation(30)[None, :keys]
-    out = np.empty((1, 32), np.float32)
-    given = (np.zeros(1, np.int64), np.array([keys - 1]), window, np.float32(0.5), out, 0, 1)
-    kernels.attention(8)(qkv, buffer, slots, *given)
+    out = np.empty((1, 4 * dim), np.float32)
+    given = (np.zeros(1, np.int64), np.array([keys - 1]), window, np.float32(0.3), out, 0, 1)
+    kernels.attention(dim)(qkv, buffer, slots, *given)
     seen = torch.from_numpy(buffer[slots[0, max(0, keys - window) if window else 0 :]]).transpose(0, 1)
     told = torch.nn.functional.scaled_dot_product_attention(
-        torch.from_numpy(qkv[:, :4]).transpose(0, 1), seen[:2], seen[2:], scale=0.5, enable_gqa=True
+        torch.from_numpy(qkv[:, :4]).transpose(0, 1), seen[:2], seen[2:], scale=0.3, enable_gqa=True
     )
-    np.testing.assert_allclose(out.reshape(4, 8), told[:, 0].numpy(), rtol=0, atol=2e-6)
+    np.testing.assert_allclose(out.reshape(4, dim), told[:, 0].numpy(), rtol=0, atol=3e-6)
+
+
+def test_what_is_compiled_for_heads_is_found_again(tmp_path: Path):
+    """By another process: it depends on nothing that is made anew in each."""
+    told = """
+import sys, numpy as np
+from alignstar.models.hf import kernels
+run = kernels.attention(8)
+run(np.zeros((1, 3, 8), "f"), np.zeros((1, 2, 8), "f"), *np.zeros((2, 1, 1), int)[:1], np.zeros(1, int),
+    np.zeros(1, int), 0, np.float32(1), np.zeros((1, 8), "f"), 0, 1)
+print(sum(run.stats.cache_hits.values()))
+"""
+    where = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    hits = [subprocess.check_output([sys.executable, "-c", told], env=where, text=True).strip() for _ in range(2)]
+    assert hits == ["0", "1"]
 
 
 def test_exponentials_are_right_far_away_too():
@@ -179,9 +198,10 @@ def test_exponentials_are_right_far_away_too():
             np.zeros((3, 2, 8), np.float32),
             np.empty((1, 8), np.float32),
         )
-        heads[0, 0, 0], keys[:, 0, 0], keys[:, 1, 0] = 1, (0, 5, gap), (1, 2, 3)
-        kernels.attention(8)(heads, keys, *where, 0, np.float32(1), told, 0, 1)
-        assert told[0, 0] == 3
+        for least in (0, -3 * gap):
+            heads[0, 0, 0], keys[:, 0, 0], keys[:, 1, 0] = 1, (least, least + 5, least + gap), (1, 2, 3)
+            kernels.attention(8)(heads, keys, *where, 0, np.float32(1), told, 0, 1)
+            assert told[0, 0] == 3
 
 
 @pytest.mark.parametrize("inputs", [8, 9, 15, 16, 23, 300])
@@ -195,7 +215,7 @@ def test_products_are_of_all_inputs(inputs: int, biased: bool):
     np.testing.assert_allclose(out[1:4], whole[1:4], rtol=0, atol=3e-5)
     assert np.array_equal(out[[0, 4]], before[[0, 4]])
     read = np.empty((5, 7), np.float32)
-    kernels.read_out(values, np.ascontiguousarray(weight.T), np.arange(7), read, 0, 5)
+    kernels.read_out(values, np.ascontiguousarray(weight.T), read, 0, 5)
     np.testing.assert_allclose(read, values @ weight, rtol=0, atol=3e-5)
 
 
@@ -278,6 +298,13 @@ def test_angles_are_kept_for_no_more_positions_than_the_model_has():
     for last in (200, 255, 300):  # of 256
         angles(np.array([last]))
         assert len(angles.cos) == max(last + 1, 256)
+
+
+def test_buffers_begin_where_a_line_of_the_cache_does():
+    pool = Pool(100_000, torch.device("cpu"))
+    for layer, count in enumerate((5, 5, 5000, 40_000)):
+        pool.take(count)
+        assert all(pool.buffer(i, torch.empty(0, 4, 8)).data_ptr() % 64 == 0 for i in range(layer + 1))
 
 
 def test_tokens_below_zero_are_no_tokens():
@@ -372,7 +399,7 @@ def test_without_the_kernel_that_reads_states_no_other_is_used(monkeypatch: pyte
     def uncompiled(*_: Any) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(kernels, "best", uncompiled)
+    monkeypatch.setattr(largest, "best", uncompiled)
     made = network(tiny.causal_lm("llama", dtype=torch.float32))
     assert isinstance(made._paged, FusedForward)
     assert not made.native

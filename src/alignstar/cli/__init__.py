@@ -35,6 +35,9 @@ COMMANDS = {
 }
 """Subcommand -> its line in the help. What it runs, a function or an application, lies by its name in such a file."""
 
+SEARCHED_AFTER = 50_000
+"""New objects after which the youngest are searched for cycles; by Python's 700 a tenth of decoding is searching."""
+
 _EXTRAS = {
     "eval": ("datasets", "pyarrow", "jinja2", "markupsafe"),
     "hf": ("torch", "transformers", "safetensors", "tokenizers", "peft"),
@@ -47,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
     An error of ours is one sentence on stderr; any other exception is a fault of the package and keeps its traceback.
     """
+    gc.set_threshold(SEARCHED_AFTER)
     # The process ends with everything it holds: searching the libraries' objects for cycles first takes seconds.
     atexit.register(gc.freeze)
     given = list(sys.argv[1:] if arguments is None else arguments)

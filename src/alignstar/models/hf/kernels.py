@@ -7,21 +7,28 @@ Importing this needs numba.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, reduce
 from importlib import import_module
 from typing import Any, TypeAlias
 
 import numpy as np
 
 numba: Any = import_module("numba")
+extending: Any = import_module("numba.extending")
+cgutils: Any = import_module("numba.core.cgutils")
+ir: Any = import_module("llvmlite.ir")
 
 Kernel: TypeAlias = Callable[..., None]
 
-F, INT, LONG = np.float32, np.int32, np.int64
+F, INT = np.float32, np.int32
+
+LANE: Any = ir.IntType(32)
+"""The number of a lane of a vector."""
 
 UNROLLED = 4
-"""Keys of a query that are gone through side by side."""
+"""Keys of a query, and rows of weights, that are gone through side by side."""
 
 SUMMED = 8
 """Inputs of a product whose shares are added to an output at a time, which is then read and written once for all."""
@@ -37,7 +44,7 @@ HOW: dict[str, Any] = {
 }
 
 
-def _kernel(function: Callable[..., Any]) -> Kernel:
+def kernel(function: Callable[..., Any]) -> Kernel:
     """Compiled at its first call, or taken from where an earlier process has left what it compiled."""
     try:
         return numba.njit(cache=True, **HOW)(function)
@@ -45,12 +52,12 @@ def _kernel(function: Callable[..., Any]) -> Kernel:
         return numba.njit(**HOW)(function)
 
 
-def _part(function: Callable[..., Any]) -> Callable[..., Any]:
+def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
     """Of kernels, in each of which it is compiled anew: what is known of its arguments there is known here."""
     return numba.njit(inline="always", **HOW)(function)
 
 
-@_part
+@inlined
 def exp_parts(x: Any) -> Any:
     """exp(x) of -87 <= x <= 87 as a number near 1 and the bits of a power of two, by Cephes' polynomial (2e-7).
 
@@ -66,7 +73,7 @@ def exp_parts(x: Any) -> Any:
     return y * x * x + x + F(1), (INT(whole) + INT(127)) << INT(23)
 
 
-@_kernel
+@kernel
 def normed(hidden: Any, weight: Any, eps: Any, out: Any, first: int, last: int) -> None:
     """Root-mean-square norm of `hidden` [N, H], into `out`."""
     size = hidden.shape[1]
@@ -79,7 +86,7 @@ def normed(hidden: Any, weight: Any, eps: Any, out: Any, first: int, last: int) 
             out[n, i] = hidden[n, i] * scale * weight[i]
 
 
-@_kernel
+@kernel
 def stored(
     qkv: Any, cos: Any, sin: Any, norms: Any, eps: Any, written: Any, buffer: Any, first: int, last: int
 ) -> None:
@@ -112,7 +119,7 @@ def stored(
                 buffer[slot, h, d] = qkv[n, n_q + h, d]
 
 
-@_kernel
+@kernel
 def product(values: Any, weight: Any, bias: Any, out: Any, first: int, last: int) -> None:
     """Of `values` [N, in] the products with `weight` [in, out], and `bias` [0 or out], into `out` [N, out].
 
@@ -145,7 +152,7 @@ def product(values: Any, weight: Any, bias: Any, out: Any, first: int, last: int
         out[first:last] += part
 
 
-@_kernel
+@kernel
 def gated(gate_up: Any, out: Any, first: int, last: int) -> None:
     """SiLU of the first half of `gate_up` [N, 2 I] times the second, into `out` [N, I]."""
     size = out.shape[1]
@@ -158,7 +165,7 @@ def gated(gate_up: Any, out: Any, first: int, last: int) -> None:
             out[n, i] = gate_up[n, i] / (F(1) + out[n, i] * scale[i]) * gate_up[n, size + i]
 
 
-@_kernel
+@kernel
 def before_attention(
     hidden: Any, norm: Any, eps: Any, weight: Any, bias: Any, cos: Any, sin: Any, heads: Any, head_eps: Any,
     written: Any, buffer: Any, qkv: Any, first: int, last: int,
@@ -170,7 +177,7 @@ def before_attention(
     stored(qkv, cos, sin, heads, head_eps, written, buffer, first, last)
 
 
-@_kernel
+@kernel
 def after_attention(
     hidden: Any, attended: Any, out: Any, out_bias: Any, norm: Any, eps: Any, gate_up: Any, gate_up_bias: Any,
     down: Any, down_bias: Any, first: int, last: int,
@@ -188,51 +195,160 @@ def after_attention(
     hidden[first:last] += more[first:last]
 
 
-@_part
-def scored(heads: Any, buffer: Any, at: Any, each: int, scaling: Any, dim: int, weights: Any) -> None:
-    """Products of the first heads [heads, dim] with the keys that lie in `buffer` at the slots `at`, into `weights`.
-
-    All heads of a key are next to each other in memory: a key is gone to once.
-    """
-    full = len(at) // UNROLLED * UNROLLED
-    for j in range(0, full, UNROLLED):
-        k0, k1, k2, k3 = buffer[at[j]], buffer[at[j + 1]], buffer[at[j + 2]], buffer[at[j + 3]]
-        for h in range(len(weights)):
-            q, g = heads[h], h // each
-            s0, s1, s2, s3 = F(0), F(0), F(0), F(0)
-            for d in range(dim):
-                s0 += q[d] * k0[g, d]
-                s1 += q[d] * k1[g, d]
-                s2 += q[d] * k2[g, d]
-                s3 += q[d] * k3[g, d]
-            weights[h, j], weights[h, j + 1] = s0 * scaling, s1 * scaling
-            weights[h, j + 2], weights[h, j + 3] = s2 * scaling, s3 * scaling
-    for j in range(full, len(at)):
-        for h in range(len(weights)):
-            k0, s0 = buffer[at[j], h // each], F(0)
-            for d in range(dim):
-                s0 += heads[h, d] * k0[d]
-            weights[h, j] = s0 * scaling
-
-
-@_kernel
-def read_out(values: Any, weight: Any, at: Any, out: Any, first: int, last: int) -> None:
-    """Products of `values` [N, in] with every row of `weight` [out, in], into `out` [N, out]; `at` counts the rows.
+@kernel
+def read_out(values: Any, weight: Any, out: Any, first: int, last: int) -> None:
+    """Products of `values` [N, in] with every row of `weight` [out, in], into `out` [N, out].
 
     For few positions, and for weights that lie so because tokens are embedded by them too.
     """
-    rows = weight.reshape(len(weight), 1, -1)
-    scored(values[first:last], rows, at, last - first, F(1), weight.shape[1], out[first:last])
+    rows, inputs = weight.shape
+    full = rows // UNROLLED * UNROLLED
+    for j in range(0, full, UNROLLED):
+        w0, w1, w2, w3 = weight[j], weight[j + 1], weight[j + 2], weight[j + 3]
+        for n in range(first, last):
+            x, s0, s1, s2, s3 = values[n], F(0), F(0), F(0), F(0)
+            for i in range(inputs):
+                s0 += x[i] * w0[i]
+                s1 += x[i] * w1[i]
+                s2 += x[i] * w2[i]
+                s3 += x[i] * w3[i]
+            out[n, j], out[n, j + 1], out[n, j + 2], out[n, j + 3] = s0, s1, s2, s3
+    for j in range(full, rows):
+        for n in range(first, last):
+            s0 = F(0)
+            for i in range(inputs):
+                s0 += values[n, i] * weight[j, i]
+            out[n, j] = s0
 
 
-@_part
+class Vector(numba.types.Type):
+    """The numbers of a head in registers: `parts` vectors of `lanes` single-precision numbers each."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(name=f"Vector({dim})")
+        self.dim = dim
+        self.lanes = math.gcd(dim, 16)
+        self.parts = dim // self.lanes
+        self.part = ir.VectorType(ir.FloatType(), self.lanes)
+        self.zeros = ir.Constant(ir.ArrayType(self.part, self.parts), None)
+
+
+@extending.register_model(Vector)
+class _InRegisters(extending.models.PrimitiveModel):
+    def __init__(self, manager: Any, kind: Vector) -> None:
+        super().__init__(manager, kind, kind.zeros.type)
+
+
+@extending.intrinsic(prefer_literal=True)
+def zeros(_: Any, dim: Any) -> Any:
+    """A Vector of `dim` zeros."""
+    kind = Vector(dim.literal_value)
+    return kind(dim), lambda context, builder, signature, given: kind.zeros
+
+
+@extending.intrinsic(prefer_literal=True)
+def load(_: Any, dim: Any, array: Any, i: Any, j: Any) -> Any:
+    """The Vector at [i, j] of an array [any, any, dim]; neither counts from the end."""
+    kind = Vector(dim.literal_value)
+
+    def emit(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        return builder.load(_place(context, builder, kind, array, *given[1:]), align=4)
+
+    return kind(dim, array, numba.types.intp, numba.types.intp), emit
+
+
+@extending.intrinsic
+def store(_: Any, vector: Any, array: Any, i: Any, j: Any) -> Any:
+    """Put a Vector where `load` would find it."""
+
+    def emit(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        builder.store(given[0], _place(context, builder, vector, array, *given[1:]), align=4)
+        return context.get_dummy_value()
+
+    return numba.types.void(vector, array, numba.types.intp, numba.types.intp), emit
+
+
+@extending.intrinsic
+def more(_: Any, total: Any, weight: Any, vector: Any) -> Any:
+    """The Vector total + weight * vector."""
+
+    def emit(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        out, factor, _ = given
+        first = builder.insert_element(vector.part(ir.Undefined), factor, LANE(0))
+        factors = _picked(builder, first, first, [0] * vector.lanes)
+        for i in range(vector.parts):
+            x, y = (builder.extract_value(each, i) for each in (given[0], given[2]))
+            out = builder.insert_value(out, _plus(builder, x, y, factors), i)
+        return out
+
+    return vector(vector, numba.types.float32, vector), emit
+
+
+@extending.intrinsic
+def dots(_: Any, x: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """The scalar products of `x` with the four others, each summed in the same order."""
+
+    def emit(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        products = [x.part(None)] * 4
+        for i in range(x.parts):
+            query, *keys = (builder.extract_value(each, i) for each in given)
+            products = [_plus(builder, total, query, key) for total, key in zip(products, keys, strict=True)]
+        return context.make_tuple(builder, signature.return_type, _sums(builder, products, x.lanes))
+
+    return numba.types.UniTuple(numba.types.float32, 4)(x, x, x, x, x), emit
+
+
+def _place(context: Any, builder: Any, kind: Vector, arrays: Any, array: Any, i: Any, j: Any) -> Any:
+    array = context.make_array(arrays)(context, builder, array)
+    row = builder.add(builder.mul(i, cgutils.unpack_tuple(builder, array.shape)[1]), j)
+    at = builder.gep(array.data, [builder.mul(row, row.type(kind.dim))])
+    return builder.bitcast(at, kind.zeros.type.as_pointer())
+
+
+def _plus(builder: Any, total: Any, x: Any, y: Any) -> Any:
+    """The sum of the first and the product of the others: one instruction where there is such."""
+    return builder.fadd(total, builder.fmul(x, y, flags=["contract"]), flags=["contract"])
+
+
+def _picked(builder: Any, x: Any, y: Any, order: list[int]) -> Any:
+    """Of the lanes of two vectors, those of the second counted on, some."""
+    return builder.shuffle_vector(x, y, ir.VectorType(LANE, len(order))(order))
+
+
+def _sums(builder: Any, four: list[Any], lanes: int) -> list[Any]:
+    """The sums of the lanes of each of four vectors: pairs are added side by side, of all four at once."""
+    if lanes % 4:
+        return [reduce(builder.fadd, (builder.extract_element(x, LANE(i)) for i in range(lanes))) for x in four]
+
+    def paired(x: Any, y: Any) -> Any:
+        even = [i for group in range(0, lanes, 4) for i in (group, group + 2, lanes + group, lanes + group + 2)]
+        return builder.fadd(_picked(builder, x, y, even), _picked(builder, x, y, [i + 1 for i in even]))
+
+    a, b, c, d = four
+    sums = paired(paired(a, b), paired(c, d))  # in every four lanes a's, b's, c's and d's
+    while lanes > 4:
+        lanes //= 2
+        low, high = list(range(lanes)), list(range(lanes, 2 * lanes))
+        sums = builder.fadd(_picked(builder, sums, sums, low), _picked(builder, sums, sums, high))
+    return [builder.extract_element(sums, LANE(i)) for i in range(4)]
+
+
+@inlined
+def ordered(bits: Any) -> Any:
+    """The bits of a number as an integer that is larger where the number is, or the bits of such an integer."""
+    return bits ^ ((bits >> INT(31)) & INT(0x7FFFFFFF))
+
+
+@inlined
 def softmaxed(weights: Any, count: int, power: Any) -> None:
     """The softmax of the first `count` numbers of each row, in place; `power` is memory for so many."""
-    scale = power.view(F)
+    scale, bits = power.view(F), weights.view(INT)
     for h in range(len(weights)):
-        most = F(-3e38)
-        for j in range(count):
-            most = max(most, weights[h, j])
+        largest = ordered(bits[h, 0])
+        for j in range(count):  # of integers, of which a loop becomes vectors
+            largest = max(largest, ordered(bits[h, j]))
+        power[0] = ordered(largest)
+        most = scale[0]
         for j in range(count):
             weights[h, j], power[j] = exp_parts(max(weights[h, j] - most, F(-87)))
         total = F(0)
@@ -242,26 +358,6 @@ def softmaxed(weights: Any, count: int, power: Any) -> None:
         total = F(1) / total
         for j in range(count):
             weights[h, j] *= total
-
-
-@_part
-def summed(weights: Any, buffer: Any, at: Any, each: int, dim: int, into: Any) -> None:
-    """The values that lie in `buffer` at the slots `at`, weighted and summed, into `into` [heads * dim]."""
-    n_kv = buffer.shape[1] // 2
-    full = len(at) // UNROLLED * UNROLLED
-    into[:] = F(0)
-    for j in range(0, full, UNROLLED):
-        v0, v1, v2, v3 = buffer[at[j]], buffer[at[j + 1]], buffer[at[j + 2]], buffer[at[j + 3]]
-        for h in range(len(weights)):
-            g = n_kv + h // each
-            w0, w1, w2, w3 = weights[h, j], weights[h, j + 1], weights[h, j + 2], weights[h, j + 3]
-            for d in range(dim):
-                into[h * dim + d] += w0 * v0[g, d] + w1 * v1[g, d] + w2 * v2[g, d] + w3 * v3[g, d]
-    for j in range(full, len(at)):
-        for h in range(len(weights)):
-            w0, v0 = weights[h, j], buffer[at[j], n_kv + h // each]
-            for d in range(dim):
-                into[h * dim + d] += w0 * v0[d]
 
 
 @cache
@@ -277,60 +373,39 @@ def attention(dim: int) -> Kernel:
         Position n reads the keys and values that lie in `buffer` [slots, 2 kv heads, dim] at `slots[row[n]]`, up to
         `position[n]`; the last `window` of them, if it is not 0.
         """
-        n_q = out.shape[1] // dim
-        each = n_q // (buffer.shape[1] // 2)
+        n_q, n_kv = out.shape[1] // dim, buffer.shape[1] // 2
+        each, into = n_q // n_kv, out.reshape(len(out), n_q, dim)
         weights = np.empty((n_q, slots.shape[1]), dtype=F)
         power = np.empty(slots.shape[1], dtype=INT)
         for n in range(first, last):
             begin = max(0, position[n] + 1 - window) if window > 0 else 0
             at = slots[row[n], begin : position[n] + 1]
-            scored(qkv[n], buffer, at, each, scaling, dim, weights)
+            full = len(at) // UNROLLED * UNROLLED
+            for j in range(0, full, UNROLLED):  # a key's heads are next to each other in memory: it is gone to once
+                j0, j1, j2, j3 = at[j], at[j + 1], at[j + 2], at[j + 3]
+                for h in range(n_q):
+                    g = h // each
+                    k0, k1 = load(dim, buffer, j0, g), load(dim, buffer, j1, g)
+                    k2, k3 = load(dim, buffer, j2, g), load(dim, buffer, j3, g)
+                    s0, s1, s2, s3 = dots(load(dim, qkv, n, h), k0, k1, k2, k3)
+                    weights[h, j], weights[h, j + 1] = s0 * scaling, s1 * scaling
+                    weights[h, j + 2], weights[h, j + 3] = s2 * scaling, s3 * scaling
+            for j in range(full, len(at)):
+                for h in range(n_q):
+                    k0 = load(dim, buffer, at[j], h // each)
+                    weights[h, j] = dots(load(dim, qkv, n, h), k0, k0, k0, k0)[0] * scaling
             softmaxed(weights, len(at), power)
-            summed(weights, buffer, at, each, dim, out[n])
+            for h in range(n_q):
+                g = n_kv + h // each
+                t0, t1, t2, t3 = zeros(dim), zeros(dim), zeros(dim), zeros(dim)
+                for j in range(0, full, UNROLLED):
+                    t0 = more(t0, weights[h, j], load(dim, buffer, at[j], g))
+                    t1 = more(t1, weights[h, j + 1], load(dim, buffer, at[j + 1], g))
+                    t2 = more(t2, weights[h, j + 2], load(dim, buffer, at[j + 2], g))
+                    t3 = more(t3, weights[h, j + 3], load(dim, buffer, at[j + 3], g))
+                for j in range(full, len(at)):
+                    t0 = more(t0, weights[h, j], load(dim, buffer, at[j], g))
+                store(more(more(t0, F(1), t1), F(1), more(t2, F(1), t3)), into, n, h)
 
     attended.__qualname__ = f"attention_{dim}"  # by which what was compiled is found again
-    return _kernel(attended)
-
-
-@_part
-def exp_parts_double(x: Any) -> Any:
-    """exp(x) of -708 <= x <= 0 as `exp_parts` gives it, in double precision (Cephes, 2e-16)."""
-    whole = np.floor(x * 1.4426950408889634 + 0.5)
-    x = x - whole * 6.93145751953125e-1 - whole * 1.42860682030941723212e-6
-    square = x * x
-    above = x * ((1.26177193074810590878e-4 * square + 3.02994407707441961300e-2) * square + 1.0)
-    below = (3.00198505138664455042e-6 * square + 2.52448340349684104192e-3) * square + 2.27265548208155028766e-1
-    below = below * square + 2.0
-    return 1.0 + 2.0 * above / (below - above), (LONG(whole) + LONG(1023)) << LONG(52)
-
-
-@_kernel
-def best(logits: Any, values: Any, ids: Any, log_z: Any, first: int, last: int) -> None:
-    """The largest of `logits` [N, V] in order, ties by the lower id, into `values` and `ids` [N, keep].
-
-    And the logarithm of the sum of all their exponentials, in double precision, into `log_z` [N]; NaN where one is NaN.
-    """
-    size, keep = logits.shape[1], values.shape[1]
-    part, power = np.empty(size), np.empty(size, dtype=LONG)
-    scale = power.view(np.float64)
-    for n in range(first, last):
-        kept = 0
-        for j in range(size):
-            x = logits[n, j]
-            if kept < keep or x > values[n, kept - 1]:
-                at = min(kept, keep - 1)
-                kept = at + 1
-                while at > 0 and values[n, at - 1] < x:
-                    values[n, at], ids[n, at] = values[n, at - 1], ids[n, at - 1]
-                    at -= 1
-                values[n, at], ids[n, at] = x, j
-        most = np.float64(values[n, 0])
-        if np.isinf(most):
-            log_z[n] = most
-            continue
-        for j in range(size):  # of max(x, y) the first where x is no number: it stays so
-            part[j], power[j] = exp_parts_double(max(np.float64(logits[n, j]) - most, -708.0))
-        total = 0.0
-        for j in range(size):
-            total += part[j] * scale[j]
-        log_z[n] = most + np.log(total)
+    return kernel(attended)

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from alignstar.models.hf import kernels
+from alignstar.models.hf import kernels, largest
 from alignstar.models.hf.fused import FusedForward, Layer, Norm, Projection
 from alignstar.models.hf.kernels import Kernel
 from alignstar.models.hf.paged import Ints, PagedRow, Pool, Table
@@ -87,7 +87,6 @@ class NativeForward:
         self.norm = _norm(fused.norm)
         self.branch_norm = None if fused.branch_norm is None else _norm(fused.branch_norm)
         self.head = _plain(fused.head)
-        self.vocabulary = np.arange(0 if self.head is None else len(self.head))
         self.largest = max(w.size for each in self.layers for w in (each.qkv.weight, each.gate_up.weight))
         self.embedding = fused.backbone.embed_tokens.weight.detach().numpy()
         self.angles = Angles(fused.backbone.rotary_emb)
@@ -184,7 +183,7 @@ class NativeForward:
             logits = torch.from_numpy(self._product(room, Projection(torch.from_numpy(weight), None)))
             return logits[: len(values)].view(*told.shape[:-1], -1)
         out = np.empty((len(values), len(weight)), dtype=np.float32)
-        kernels.read_out(values.numpy(), weight, self.vocabulary, out, 0, len(values))
+        kernels.read_out(values.numpy(), weight, out, 0, len(values))
         return torch.from_numpy(out).view(*told.shape[:-1], -1)
 
 
@@ -260,7 +259,7 @@ def best(logits: torch.Tensor, keep: int) -> tuple[NDArray[np.float64], Ints, ND
     told = np.ascontiguousarray(logits.numpy())
     values, ids = np.empty((len(told), keep), dtype=np.float32), np.empty((len(told), keep), dtype=np.int64)
     log_z = np.empty(len(told))
-    _shared(kernels.best, 8 * told.size, told, values, ids, log_z)
+    _shared(largest.best, 8 * told.size, told, values, ids, log_z)
     return values.astype(np.float64), ids, log_z
 
 
