@@ -1,6 +1,7 @@
 """A forward for which memory does not suffice: smaller ones follow, no request is lost, no token changes."""
 
 import logging
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -80,6 +81,24 @@ async def test_no_request_is_lost(
     assert all("out of memory in a forward of" in line for line in said)
     await model.logprobs((3, 4), (5,))
     assert model.worker.kv_in_use == 0
+
+
+async def test_what_a_failed_forward_held_is_free_for_the_next(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = hf_model(causal_lm(), engine=engine)
+    forward, states, freed = model.network.paged, list[weakref.ref[torch.Tensor]](), list[bool]()
+
+    def paged(pool: Any, rows: Any, want: int) -> Any:
+        if max(len(row.new) for row in rows) > 3:
+            state = torch.zeros(3)
+            states.append(weakref.ref(state))
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(pool, rows, want)
+
+    monkeypatch.setattr(model.network, "paged", paged)
+    monkeypatch.setattr(model.network, "release", lambda: freed.append(states[-1]() is None))
+    await model.top_next(PROMPT, 1)
+    assert freed
+    assert all(freed)
 
 
 async def test_positions_are_accounted_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,25 +7,20 @@ Importing this needs numba.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from functools import cache, reduce
+from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 from typing import Any, TypeAlias
+from zlib import crc32
 
 import numpy as np
 
 numba: Any = import_module("numba")
-extending: Any = import_module("numba.extending")
-cgutils: Any = import_module("numba.core.cgutils")
-ir: Any = import_module("llvmlite.ir")
 
 Kernel: TypeAlias = Callable[..., None]
 
 F, INT = np.float32, np.int32
-
-LANE: Any = ir.IntType(32)
-"""The number of a lane of a vector."""
 
 UNROLLED = 4
 """Keys of a query, and rows of weights, that are gone through side by side."""
@@ -44,12 +39,27 @@ HOW: dict[str, Any] = {
 }
 
 
-def kernel(function: Callable[..., Any]) -> Kernel:
-    """Compiled at its first call, or taken from where an earlier process has left what it compiled."""
+def _stamp() -> str | None:
+    """Of this file as it is read now."""
     try:
-        return numba.njit(cache=True, **HOW)(function)
-    except RuntimeError:  # nowhere to leave it
-        return numba.njit(**HOW)(function)
+        return f"{crc32(Path(__file__).read_bytes()):08x}"
+    except OSError:
+        return None
+
+
+STAMP = _stamp()
+
+
+def kernel(function: Callable[..., Any]) -> Kernel:
+    """Compiled at its first call, or taken from where an earlier process has left what it compiled.
+
+    That is found by the kernel's name and file; the name tells of changes in this one, which is in all of them.
+    """
+    if STAMP is not None:
+        function.__qualname__ += f"_{STAMP}"
+        with suppress(RuntimeError):  # nowhere to leave it
+            return numba.njit(cache=True, **HOW)(function)
+    return numba.njit(**HOW)(function)
 
 
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -219,193 +229,3 @@ def read_out(values: Any, weight: Any, out: Any, first: int, last: int) -> None:
             for i in range(inputs):
                 s0 += values[n, i] * weight[j, i]
             out[n, j] = s0
-
-
-class Vector(numba.types.Type):
-    """The numbers of a head in registers: `parts` vectors of `lanes` single-precision numbers each."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__(name=f"Vector({dim})")
-        self.dim = dim
-        self.lanes = math.gcd(dim, 16)
-        self.parts = dim // self.lanes
-        self.part = ir.VectorType(ir.FloatType(), self.lanes)
-        self.zeros = ir.Constant(ir.ArrayType(self.part, self.parts), None)
-
-
-@extending.register_model(Vector)
-class _InRegisters(extending.models.PrimitiveModel):
-    def __init__(self, manager: Any, kind: Vector) -> None:
-        super().__init__(manager, kind, kind.zeros.type)
-
-
-@extending.intrinsic(prefer_literal=True)
-def zeros(_: Any, dim: Any) -> Any:
-    """A Vector of `dim` zeros."""
-    kind = Vector(dim.literal_value)
-    return kind(dim), lambda context, builder, signature, given: kind.zeros
-
-
-@extending.intrinsic(prefer_literal=True)
-def load(_: Any, dim: Any, array: Any, i: Any, j: Any) -> Any:
-    """The Vector at [i, j] of an array [any, any, dim]; neither counts from the end."""
-    kind = Vector(dim.literal_value)
-
-    def emit(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        return builder.load(_place(context, builder, kind, array, *given[1:]), align=4)
-
-    return kind(dim, array, numba.types.intp, numba.types.intp), emit
-
-
-@extending.intrinsic
-def store(_: Any, vector: Any, array: Any, i: Any, j: Any) -> Any:
-    """Put a Vector where `load` would find it."""
-
-    def emit(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        builder.store(given[0], _place(context, builder, vector, array, *given[1:]), align=4)
-        return context.get_dummy_value()
-
-    return numba.types.void(vector, array, numba.types.intp, numba.types.intp), emit
-
-
-@extending.intrinsic
-def more(_: Any, total: Any, weight: Any, vector: Any) -> Any:
-    """The Vector total + weight * vector."""
-
-    def emit(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        out, factor, _ = given
-        first = builder.insert_element(vector.part(ir.Undefined), factor, LANE(0))
-        factors = _picked(builder, first, first, [0] * vector.lanes)
-        for i in range(vector.parts):
-            x, y = (builder.extract_value(each, i) for each in (given[0], given[2]))
-            out = builder.insert_value(out, _plus(builder, x, y, factors), i)
-        return out
-
-    return vector(vector, numba.types.float32, vector), emit
-
-
-@extending.intrinsic
-def dots(_: Any, x: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
-    """The scalar products of `x` with the four others, each summed in the same order."""
-
-    def emit(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        products = [x.part(None)] * 4
-        for i in range(x.parts):
-            query, *keys = (builder.extract_value(each, i) for each in given)
-            products = [_plus(builder, total, query, key) for total, key in zip(products, keys, strict=True)]
-        return context.make_tuple(builder, signature.return_type, _sums(builder, products, x.lanes))
-
-    return numba.types.UniTuple(numba.types.float32, 4)(x, x, x, x, x), emit
-
-
-def _place(context: Any, builder: Any, kind: Vector, arrays: Any, array: Any, i: Any, j: Any) -> Any:
-    array = context.make_array(arrays)(context, builder, array)
-    row = builder.add(builder.mul(i, cgutils.unpack_tuple(builder, array.shape)[1]), j)
-    at = builder.gep(array.data, [builder.mul(row, row.type(kind.dim))])
-    return builder.bitcast(at, kind.zeros.type.as_pointer())
-
-
-def _plus(builder: Any, total: Any, x: Any, y: Any) -> Any:
-    """The sum of the first and the product of the others: one instruction where there is such."""
-    return builder.fadd(total, builder.fmul(x, y, flags=["contract"]), flags=["contract"])
-
-
-def _picked(builder: Any, x: Any, y: Any, order: list[int]) -> Any:
-    """Of the lanes of two vectors, those of the second counted on, some."""
-    return builder.shuffle_vector(x, y, ir.VectorType(LANE, len(order))(order))
-
-
-def _sums(builder: Any, four: list[Any], lanes: int) -> list[Any]:
-    """The sums of the lanes of each of four vectors: pairs are added side by side, of all four at once."""
-    if lanes % 4:
-        return [reduce(builder.fadd, (builder.extract_element(x, LANE(i)) for i in range(lanes))) for x in four]
-
-    def paired(x: Any, y: Any) -> Any:
-        even = [i for group in range(0, lanes, 4) for i in (group, group + 2, lanes + group, lanes + group + 2)]
-        return builder.fadd(_picked(builder, x, y, even), _picked(builder, x, y, [i + 1 for i in even]))
-
-    a, b, c, d = four
-    sums = paired(paired(a, b), paired(c, d))  # in every four lanes a's, b's, c's and d's
-    while lanes > 4:
-        lanes //= 2
-        low, high = list(range(lanes)), list(range(lanes, 2 * lanes))
-        sums = builder.fadd(_picked(builder, sums, sums, low), _picked(builder, sums, sums, high))
-    return [builder.extract_element(sums, LANE(i)) for i in range(4)]
-
-
-@inlined
-def ordered(bits: Any) -> Any:
-    """The bits of a number as an integer that is larger where the number is, or the bits of such an integer."""
-    return bits ^ ((bits >> INT(31)) & INT(0x7FFFFFFF))
-
-
-@inlined
-def softmaxed(weights: Any, count: int, power: Any) -> None:
-    """The softmax of the first `count` numbers of each row, in place; `power` is memory for so many."""
-    scale, bits = power.view(F), weights.view(INT)
-    for h in range(len(weights)):
-        largest = ordered(bits[h, 0])
-        for j in range(count):  # of integers, of which a loop becomes vectors
-            largest = max(largest, ordered(bits[h, j]))
-        power[0] = ordered(largest)
-        most = scale[0]
-        for j in range(count):
-            weights[h, j], power[j] = exp_parts(max(weights[h, j] - most, F(-87)))
-        total = F(0)
-        for j in range(count):
-            weights[h, j] *= scale[j]
-            total += weights[h, j]
-        total = F(1) / total
-        for j in range(count):
-            weights[h, j] *= total
-
-
-@cache
-def attention(dim: int) -> Kernel:
-    """Attention for heads of `dim` numbers, which is known when it is compiled."""
-
-    def attended(
-        qkv: Any, buffer: Any, slots: Any, row: Any, position: Any, window: int, scaling: Any, out: Any,
-        first: int, last: int,
-    ) -> None:  # fmt: skip
-        """Attention of the first heads of `qkv` [N, heads, dim] into `out` [N, query heads * dim].
-
-        Position n reads the keys and values that lie in `buffer` [slots, 2 kv heads, dim] at `slots[row[n]]`, up to
-        `position[n]`; the last `window` of them, if it is not 0.
-        """
-        n_q, n_kv = out.shape[1] // dim, buffer.shape[1] // 2
-        each, into = n_q // n_kv, out.reshape(len(out), n_q, dim)
-        weights = np.empty((n_q, slots.shape[1]), dtype=F)
-        power = np.empty(slots.shape[1], dtype=INT)
-        for n in range(first, last):
-            begin = max(0, position[n] + 1 - window) if window > 0 else 0
-            at = slots[row[n], begin : position[n] + 1]
-            full = len(at) // UNROLLED * UNROLLED
-            for j in range(0, full, UNROLLED):  # a key's heads are next to each other in memory: it is gone to once
-                j0, j1, j2, j3 = at[j], at[j + 1], at[j + 2], at[j + 3]
-                for h in range(n_q):
-                    g = h // each
-                    k0, k1 = load(dim, buffer, j0, g), load(dim, buffer, j1, g)
-                    k2, k3 = load(dim, buffer, j2, g), load(dim, buffer, j3, g)
-                    s0, s1, s2, s3 = dots(load(dim, qkv, n, h), k0, k1, k2, k3)
-                    weights[h, j], weights[h, j + 1] = s0 * scaling, s1 * scaling
-                    weights[h, j + 2], weights[h, j + 3] = s2 * scaling, s3 * scaling
-            for j in range(full, len(at)):
-                for h in range(n_q):
-                    k0 = load(dim, buffer, at[j], h // each)
-                    weights[h, j] = dots(load(dim, qkv, n, h), k0, k0, k0, k0)[0] * scaling
-            softmaxed(weights, len(at), power)
-            for h in range(n_q):
-                g = n_kv + h // each
-                t0, t1, t2, t3 = zeros(dim), zeros(dim), zeros(dim), zeros(dim)
-                for j in range(0, full, UNROLLED):
-                    t0 = more(t0, weights[h, j], load(dim, buffer, at[j], g))
-                    t1 = more(t1, weights[h, j + 1], load(dim, buffer, at[j + 1], g))
-                    t2 = more(t2, weights[h, j + 2], load(dim, buffer, at[j + 2], g))
-                    t3 = more(t3, weights[h, j + 3], load(dim, buffer, at[j + 3], g))
-                for j in range(full, len(at)):
-                    t0 = more(t0, weights[h, j], load(dim, buffer, at[j], g))
-                store(more(more(t0, F(1), t1), F(1), more(t2, F(1), t3)), into, n, h)
-
-    attended.__qualname__ = f"attention_{dim}"  # by which what was compiled is found again
-    return kernel(attended)

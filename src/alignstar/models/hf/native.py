@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from alignstar.models.hf import kernels, largest
+from alignstar.models.hf.attention import attention
 from alignstar.models.hf.fused import FusedForward, Layer, Norm, Projection
 from alignstar.models.hf.kernels import Kernel
 from alignstar.models.hf.paged import Ints, PagedRow, Pool, Table
@@ -232,7 +233,7 @@ class Reading(NamedTuple):
         dim = qkv.shape[2]
         out = _room(len(qkv), n_q * dim)
         arrays = (qkv, buffer, self.slots, self.row, self.position, layer.window, layer.scaling, out)
-        _shared(kernels.attention(dim), 2 * n_q * dim * self.keys, *arrays)
+        _shared(attention(dim), 2 * n_q * dim * self.keys, *arrays)
         return out
 
 

@@ -8,6 +8,7 @@ case fits beside those running, and refused at once if it could never fit.
 from __future__ import annotations
 
 import logging
+import traceback
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -174,8 +175,10 @@ class RowWorker:
         except Exception as error:  # noqa: BLE001 - the request whose rows make a forward fail, fails, and no other
             self._take_back(batch)
             requests = list({id(row.request): row.request for row in batch}.values())
-            if out_of_memory(error) and self._shrink(batch):
-                return
+            if out_of_memory(error):
+                traceback.clear_frames(error.__traceback__)  # what the forward held is free
+                if self._shrink(batch):
+                    return
             if len(requests) > 1:
                 for request in requests:
                     self._run([row for row in batch if row.request is request])
