@@ -261,6 +261,14 @@ def test_tokens_below_zero_are_no_tokens():
         made.paged(pool, [PagedRow(new=(3, -1), slots=pool.take(2))], 1)
 
 
+def test_large_outputs_may_differ_in_proportion():
+    model = tiny.causal_lm("llama", dtype=torch.float32)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(2000)
+    assert float(model(torch.tensor([LONG[0]])).logits.detach().abs().max()) > 300
+    assert network(model).native
+
+
 def test_what_is_told_of_many_positions_is_checked_at_load(monkeypatch: pytest.MonkeyPatch):
     tell = NativeForward._logits
 

@@ -30,8 +30,8 @@ LANES = 16
 TOGETHER = 4
 """Positions that go to the keys that they share together."""
 
-SUMS = 32
-"""Numbers of a head whose weighted sums are in registers at a time, four of each."""
+SUMS = 64
+"""Numbers of a head whose weighted sums are in registers at a time, four of each; every part goes to all keys."""
 
 
 class Vector(numba.types.Type):

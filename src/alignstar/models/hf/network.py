@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import math
 import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, Protocol, TypeAlias
@@ -24,6 +25,9 @@ log = logging.getLogger("alignstar")
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-2}
 """Largest difference of two outputs that the shape of a batch may cause, by dtype; also the near-tie tolerance."""
+
+LARGE = 10.0
+"""Outputs up to which the self-check allows no larger difference."""
 
 CHECK_TOKENS = 24
 
@@ -223,7 +227,10 @@ class Network:
         return f"paged and plain forwards differ by {worst:.1e} (at most {self.tolerance:.0e})"
 
     def _compare(self, forward: Forward, first: Ids, branched: Ids) -> float:
-        """Largest difference between paged and plain outputs over the self-check's six situations."""
+        """Largest difference between paged and plain outputs over the self-check's six situations.
+
+        Where outputs are beyond LARGE, in proportion: of larger numbers fewer decimals are known.
+        """
         pool = Pool(4 * len(first), self.device)
         slots = pool.take(len(first))
         branch_slots = slots[: len(first) // 3] + pool.take(len(branched) - len(first) // 3)
@@ -235,8 +242,10 @@ class Network:
             paged_rows = [PagedRow(new=ids[start:], slots=where[: len(ids)]) for ids, start, where in rows]
             got = self._outputs(forward, pool, paged_rows, want)
             for row, (ids, _, _) in zip(got, rows, strict=True):
-                difference = (row.to(torch.float64) - self.plain([ids], want)[0].to(torch.float64)).abs().max()
-                worst = max(worst, float("inf") if torch.isnan(difference) else float(difference))
+                plain = self.plain([ids], want)[0].to(torch.float64)
+                allowed = max(1.0, float(plain.abs().max()) / LARGE)
+                difference = float((row.to(torch.float64) - plain).abs().max()) / allowed
+                worst = max(worst, float("inf") if math.isnan(difference) else difference)
 
         check([(first[:half], 0, slots)])  # prefilled
         for end in range(half + 1, half + 4):  # stepped
