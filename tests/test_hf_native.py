@@ -92,7 +92,7 @@ def test_without_numba_the_fused_forward_runs_and_the_log_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     monkeypatch.setitem(sys.modules, "alignstar.models.hf.native", None)
-    with caplog.at_level(logging.INFO, logger="alignstar"):
+    with caplog.at_level(logging.WARNING, logger="alignstar"):
         made = network(tiny.causal_lm("llama", dtype=torch.float32))
     assert isinstance(made._paged, FusedForward)
     assert "kernels by numba, which are not to be had: import of" in caplog.text
@@ -106,7 +106,7 @@ def test_kernels_that_are_wrong_are_not_used(
     monkeypatch.setattr(native, "one_dnn", lambda: None)  # of MKL's, more are few
     network(tiny.causal_lm("llama", dtype=torch.float32))  # compiles them: they call each other
     monkeypatch.setattr(kernels, wrong, lambda *given: None)
-    with caplog.at_level(logging.INFO, logger="alignstar"):
+    with caplog.at_level(logging.WARNING, logger="alignstar"):
         made = network(tiny.causal_lm("llama", dtype=torch.float32))
     assert isinstance(made._paged, FusedForward)
     assert "tiny runs without kernels of our own: paged and plain forwards differ by" in caplog.text

@@ -183,7 +183,7 @@ class Network:
                 if wrong is None:
                     self.native = True
                     return own
-                log.info("%s runs without kernels of our own: %s.", self.name, wrong)
+                log.warning("%s runs without kernels of our own: %s.", self.name, wrong)
             if self._difference(fused) is None:
                 return fused
         general = PagedForward(self.module, **settings)
@@ -268,7 +268,7 @@ def native_forward(fused: FusedForward) -> Forward | None:
         best(torch.zeros(1, 2), 1)  # states are read by it; the load's check compiles the others
         return NativeForward(fused)
     except Exception as error:  # noqa: BLE001 - numba loads a compiler, which may fail in its own ways; torch is there
-        log.info("Forwards on this CPU take longer than with kernels by numba, which are not to be had: %s.", error)
+        log.warning("Forwards on this CPU take longer than with kernels by numba, which are not to be had: %s.", error)
         return None
 
 
