@@ -27,7 +27,7 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, tor
 """Largest difference of two outputs that the shape of a batch may cause, by dtype; also the near-tie tolerance."""
 
 LARGE = 10.0
-"""Outputs up to which the self-check allows no larger difference."""
+"""Outputs up to which the self-check allows no more than TOLERANCE, by which near ties are counted in any case."""
 
 CHECK_TOKENS = 24
 
