@@ -15,6 +15,7 @@ import torch
 
 from alignstar.models.hf import kernels, largest
 from alignstar.models.hf.attention import attention, together
+from alignstar.models.hf.stack import stack
 
 
 def drawn(shape: tuple[int, ...], seed: int = 0) -> Any:
@@ -80,9 +81,12 @@ def test_arrays_that_lie_otherwise_are_refused():
 
 
 def test_kernels_are_compiled_anew_where_what_they_share_has_changed():
-    stamp = f"_{crc32(Path(kernels.__file__).read_bytes()):08x}"
+    here = Path(kernels.__file__)
+    shared = b"".join(here.with_name(name).read_bytes() for name in ("kernels.py", "tiles.py", "attention.py"))
+    stamp = f"_{crc32(shared):08x}"
     assert largest.best.py_func.__qualname__ == "best" + stamp
     assert attention(8).py_func.__qualname__ == "attention_8" + stamp
+    assert stack(8).py_func.__qualname__ == "stack_8" + stamp
 
 
 def test_what_is_compiled_for_heads_is_found_again(tmp_path: Path):

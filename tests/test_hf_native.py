@@ -15,9 +15,10 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 import tiny
 from alignstar.engine import Engine
-from alignstar.models.hf import kernels, largest, native
+from alignstar.models.hf import kernels, largest, native, tiles
+from alignstar.models.hf.attention import attention
 from alignstar.models.hf.fused import FusedForward
-from alignstar.models.hf.native import FEW, FEW_BY_MKL, Angles, NativeForward
+from alignstar.models.hf.native import EACH, FEW, FEW_BY_MKL, Angles, NativeForward
 from alignstar.models.hf.network import LogitsReadout, Network
 from alignstar.models.hf.paged import PagedRow, Pool
 from alignstar.models.hf.tops import read_states
@@ -46,31 +47,32 @@ def pushed(made: Network, last: int, want: int) -> tuple[torch.Tensor, list[Any]
     return made.paged(pool, [PagedRow(new=text[-last:], slots=where) for text, where in both], want), both
 
 
-@pytest.fixture(params=["oneDNN", "MKL"])
-def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Whose products many positions take; skipped where torch has no such."""
+@pytest.fixture(params=["stack", "layers", "oneDNN", "MKL"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """All positions go that way, in the last two by products of torch's; skipped where it has no such."""
     if request.param == "MKL":
         monkeypatch.setattr(native, "one_dnn", lambda: None)
-    elif native.one_dnn() is None:
+    elif request.param == "oneDNN" and native.one_dnn() is None:
         pytest.skip("no oneDNN here")
+    way = request.param if request.param in ("stack", "layers") else "torch"
+    monkeypatch.setattr(NativeForward, "_way", lambda *given: way)
     return request.param
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("last", [1, 2, 4, 5])
-def test_few_and_many_positions_equal_the_modules_own_forward(family: str, last: int, products: str):
-    assert len(LONG) * 2 <= FEW < len(LONG) * 4 <= FEW_BY_MKL < len(LONG) * 5
+@pytest.mark.parametrize("last", [1, 2, 5])
+def test_every_way_equals_the_modules_own_forward(family: str, last: int, way: str):
+    assert len(LONG) * 2 <= FEW < len(LONG) * 5  # few and many are told
     made = network(tiny.causal_lm(family, dtype=torch.float32))
     assert isinstance(made._paged, NativeForward)
-    assert (made._paged.linear is torch.nn.functional.linear) == (products == "MKL")
+    assert (made._paged.linear is torch.nn.functional.linear) == (way == "MKL")
     want = min(last, 3)
     got, both = pushed(made, last, want)
     for row, (text, _) in zip(got, both, strict=True):
         torch.testing.assert_close(row, made.plain([text], want)[0], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("last", [2, 5])
-def test_biases_of_every_projection_count(last: int, products: str):
+def test_biases_of_every_projection_count(way: str):
     model = LlamaForCausalLM(LlamaConfig(**tiny._SHAPE, attention_bias=True, mlp_bias=True)).eval()
     tiny.randomise(model, 0, 0.2)
     for name, parameter in model.named_parameters():
@@ -78,9 +80,33 @@ def test_biases_of_every_projection_count(last: int, products: str):
             torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(len(name)))
     made = network(model)
     assert isinstance(made._paged, NativeForward)
-    got, both = pushed(made, last, 1)
+    got, both = pushed(made, 3, 1)
     for row, (text, _) in zip(got, both, strict=True):
         torch.testing.assert_close(row, made.plain([text], 1)[0], rtol=0, atol=1e-5)
+
+
+def test_the_way_is_the_fastest_one(monkeypatch: pytest.MonkeyPatch):
+    made = network(tiny.causal_lm("llama", dtype=torch.float32))._paged
+    assert isinstance(made, NativeForward)
+
+    def ways(threads: int, largest: int, x86: bool = True) -> list[str]:
+        monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+        monkeypatch.setattr(tiles, "X86", x86)
+        made.largest = largest
+        return [made._way(count, 10 * count) for count in (1, FEW_BY_MKL + 1, EACH * 4, 1000)]
+
+    assert ways(1, 10**8) == ["stack"] * 4
+    assert ways(4, 10**5) == ["stack", "stack", "stack", "layers"]  # not worth a thread, but for many
+    assert ways(4, 10**6) == ["stack", "stack", "layers", "layers"]
+    assert ways(4, 10**7) == ["torch", "torch", "layers", "layers"]  # many weights
+    assert ways(4, 10**5, x86=False) == ["stack", "torch", "torch", "torch"]
+    assert ways(1, 10**5, x86=False) == ["stack", "torch", "torch", "torch"]
+    monkeypatch.setattr(tiles, "X86", True)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    made.largest = 10**5
+    assert made._way(EACH * 4, 10**7) == "layers"  # long texts are work too
+    made.stack = None
+    assert made._way(1, 10) == "layers"
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -98,14 +124,20 @@ def test_without_numba_the_fused_forward_runs_and_the_log_says_so(
     assert "kernels by numba, which are not to be had: import of" in caplog.text
 
 
-@pytest.mark.parametrize("wrong", ["after_attention", "gated"])
-def test_kernels_that_are_wrong_are_not_used(
+@pytest.mark.parametrize("wrong", ["stack", "layers", "torch"])
+def test_ways_that_are_wrong_are_found_at_load(
     wrong: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    """The one is what few positions take, the other what many do."""
-    monkeypatch.setattr(native, "one_dnn", lambda: None)  # of MKL's, more are few
-    network(tiny.causal_lm("llama", dtype=torch.float32))  # compiles them: they call each other
-    monkeypatch.setattr(kernels, wrong, lambda *given: None)
+    """Whichever of them its few positions would take."""
+    call = NativeForward.__call__
+
+    def called(self: Any, *given: Any, way: str = "", **more: Any) -> Any:
+        made = call(self, *given, way=way, **more)
+        if way == wrong:
+            made.logits = made.logits + 0.01
+        return made
+
+    monkeypatch.setattr(NativeForward, "__call__", called)
     with caplog.at_level(logging.WARNING, logger="alignstar"):
         made = network(tiny.causal_lm("llama", dtype=torch.float32))
     assert isinstance(made._paged, FusedForward)
@@ -124,22 +156,32 @@ def test_numbers_that_are_none_stay_so():
             assert bool(torch.isnan(got).all()), name
 
 
-def test_threads_share_positions_and_change_none(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("way", "each", "kernel"), [("torch", 7, "gated"), ("layers", 6, "after_attention")])
+def test_threads_share_positions_and_change_none(way: str, each: int, kernel: str, monkeypatch: pytest.MonkeyPatch):
     made = network(tiny.causal_lm("mistral", dtype=torch.float32))
     alone, _ = pushed(made, 5, 3)
     threads = torch.get_num_threads()
-    calls: list[tuple[int, int]] = []
+    calls: dict[str, set[tuple[int, int]]] = {}
     assert len(LONG) * 5 == 20
-    kernel = kernels.gated
+
+    def counted(name: str, run: Any) -> Any:
+        return lambda *given: (calls.setdefault(name, set()).add(given[-2:]), run(*given))
+
+    monkeypatch.setattr(native, "EACH", each)
     monkeypatch.setattr(native, "WORTH_A_THREAD", 1)
-    monkeypatch.setattr(kernels, "gated", lambda *given: (calls.append(given[-2:]), kernel(*given)))
+    monkeypatch.setattr(native, "WORTH_SHARING", 1)
+    monkeypatch.setattr(kernels, kernel, counted("positions", getattr(kernels, kernel)))
+    monkeypatch.setattr(native, "attention", lambda dim: counted("texts", attention(dim)))
     try:
         torch.set_num_threads(3)
+        assert isinstance(made._paged, NativeForward)
+        assert made._paged._way(20, 0) == way
         shared, _ = pushed(made, 5, 3)
     finally:
         torch.set_num_threads(threads)
-    assert {(0, 1), (18, 20)} <= {(a, b) for a, b in calls}
-    torch.testing.assert_close(shared, alone, rtol=0, atol=1e-5)  # the products are torch's, in threads of its own
+    assert {(0, 6), (6, 13), (13, 20)} <= calls["positions"]  # one piece each: they are the same work
+    assert {(0, 1), (18, 20)} <= calls["texts"]  # twelve: they are not
+    torch.testing.assert_close(shared, alone, rtol=0, atol=1e-5)
 
 
 def test_exponentials_are_right_far_away_too():
@@ -149,21 +191,6 @@ def test_exponentials_are_right_far_away_too():
     np.testing.assert_allclose(
         out[0], torch.nn.functional.silu(torch.from_numpy(gate)).numpy(), rtol=3e-6, atol=1e-35
     )  # fmt: skip
-
-
-@pytest.mark.parametrize("inputs", [8, 9, 15, 16, 23, 300])
-@pytest.mark.parametrize("biased", [False, True])
-def test_products_are_of_all_inputs(inputs: int, biased: bool):
-    values, weight, bias = drawn((5, inputs)), drawn((inputs, 7), 1), drawn((7 if biased else 0,), 2)
-    whole = values.astype(np.float64) @ weight + (bias if biased else 0)
-    out = drawn((5, 7), 3)
-    before = out.copy()
-    kernels.product(values, weight, bias, out, 1, 4)
-    np.testing.assert_allclose(out[1:4], whole[1:4], rtol=0, atol=3e-5)
-    assert np.array_equal(out[[0, 4]], before[[0, 4]])
-    read = np.empty((5, 7), np.float32)
-    kernels.read_out(values, np.ascontiguousarray(weight.T), read, 0, 5)
-    np.testing.assert_allclose(read, values @ weight, rtol=0, atol=3e-5)
 
 
 @pytest.mark.parametrize("rope", ["default", "linear", "llama3", "yarn", "dynamic", "longrope"])
@@ -204,6 +231,7 @@ def test_there_is_room_for_all_positions_and_few_sizes_of_it():
 
 def test_products_of_any_number_of_positions_are_compiled_for_few(monkeypatch: pytest.MonkeyPatch):
     """And those that mean nothing are told nobody."""
+    monkeypatch.setattr(NativeForward, "_way", lambda *given: "torch")
     if native.one_dnn() is None:
         pytest.skip("no oneDNN here")
     made = network(tiny.causal_lm("qwen2", dtype=torch.float32))
@@ -254,11 +282,12 @@ def test_buffers_begin_where_a_line_of_the_cache_does():
         assert all(pool.buffer(i, torch.empty(0, 4, 8)).data_ptr() % 64 == 0 for i in range(layer + 1))
 
 
-def test_tokens_below_zero_are_no_tokens():
+def test_tokens_that_no_vocabulary_has_are_refused():
     made = network(tiny.causal_lm("llama", dtype=torch.float32))
     pool = Pool(20, torch.device("cpu"))
-    with pytest.raises(IndexError, match="token -1 is none of a vocabulary"):
-        made.paged(pool, [PagedRow(new=(3, -1), slots=pool.take(2))], 1)
+    for wrong in (-1, tiny.VOCAB):
+        with pytest.raises(IndexError, match=f"token {wrong} is none of a vocabulary of {tiny.VOCAB}"):
+            made.paged(pool, [PagedRow(new=(3, wrong), slots=pool.take(2))], 1)
 
 
 def test_large_outputs_may_differ_in_proportion():
@@ -290,8 +319,11 @@ def test_the_last_layer_ends_for_what_is_told(monkeypatch: pytest.MonkeyPatch):
     made = network(tiny.causal_lm("llama", dtype=torch.float32))
     ended: list[int] = []
     after = NativeForward._after
+    monkeypatch.setattr(NativeForward, "_way", lambda *given: "layers")
     monkeypatch.setattr(
-        NativeForward, "_after", lambda self, hidden, *more: (ended.append(len(hidden)), after(self, hidden, *more))
+        NativeForward,
+        "_after",
+        lambda self, hidden, *more, **way: (ended.append(len(hidden)), after(self, hidden, *more, **way)),
     )
     pushed(made, 5, 2)
     assert ended[4:] == [20, 20, 20, 8]

@@ -37,7 +37,7 @@ def parts(seed: int) -> Any:
             if drawn.random() < 0.3:
                 groups.append([])
         groups = [group for group in groups if group]
-        return packing.packed(Table(rows), groups, **how)
+        return packing.packed(Table.of(rows), groups, **how)
 
     return lay
 

@@ -30,7 +30,7 @@ Layout: TypeAlias = Callable[..., Packed]
 
 def one_row(rows: Sequence[PagedRow], **how: Any) -> Packed:
     """Everything in one row."""
-    return packed(Table(rows), [range(len(rows))], **how)
+    return packed(Table.of(rows), [range(len(rows))], **how)
 
 
 def a_row_each(rows: Sequence[PagedRow], **how: Any) -> Packed:

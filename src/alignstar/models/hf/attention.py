@@ -249,43 +249,55 @@ def summed(dim: int, weights: Any, buffer: Any, at: Any, g: int, into: Any, n: i
     store(more(more(t0, F(1), t1), F(1), more(t2, F(1), t3)), into, n, h)
 
 
+@inlined
+def attended(
+    dim: int, size: int, qkv: Any, buffer: Any, slots: Any, row: Any, position: Any, window: int, scaling: Any,
+    out: Any, first: int, last: int,
+) -> None:  # fmt: skip
+    """Attention of the first heads of `qkv` [N, heads, dim] into `out` [N, query heads * dim].
+
+    Position n reads the keys and values that lie in `buffer` [slots, 2 kv heads, dim] at `slots[row[n]]`, up to
+    `position[n]`, which that has; the last `window` of them, if it is not 0. `size` numbers of a head are summed at a
+    time.
+    """
+    n_q, n_kv = out.shape[1] // dim, buffer.shape[1] // 2
+    each, pieces, into = n_q // n_kv, dim // size, out.reshape(len(out), -1, size)
+    values = buffer.reshape(len(buffer), -1, size)
+    weights = np.empty((TOGETHER * n_q, slots.shape[1]), dtype=F)
+    power = np.empty(slots.shape[1], dtype=INT)
+    n = first
+    while n < last:
+        count, shared = together(slots, row, position, n, last) if window == 0 else (1, 0)
+        scored(dim, qkv, n, count, buffer, slots[row[n]], 0, shared, each, n_q, scaling, weights)
+        for m in range(count):
+            begin = max(0, position[n + m] + 1 - window) if window > 0 else 0
+            at, mine = slots[row[n + m], begin : position[n + m] + 1], weights[m * n_q : (m + 1) * n_q]
+            scored(dim, qkv, n + m, 1, buffer, at, shared, len(at), each, n_q, scaling, mine)
+            softmaxed(mine, len(at), power)
+        for h in range(n_q * pieces):  # the values that positions share are near when the second goes to them
+            g = (n_kv + h // pieces // each) * pieces + h % pieces
+            for m in range(count):
+                begin = max(0, position[n + m] + 1 - window) if window > 0 else 0
+                at = slots[row[n + m], begin : position[n + m] + 1]
+                summed(size, weights[m * n_q + h // pieces], values, at, g, into, n + m, h)
+        n += count
+
+
+def parts(dim: int) -> int:
+    """How many numbers of a head of `dim` are summed at a time."""
+    return max(s for s in range(math.gcd(dim, LANES), SUMS + 1, math.gcd(dim, LANES)) if dim % s == 0)
+
+
 @cache
 def attention(dim: int) -> Kernel:
-    """Attention for heads of `dim` numbers, which is known when it is compiled."""
-    lanes = math.gcd(dim, LANES)
-    size = max(s for s in range(lanes, SUMS + 1, lanes) if dim % s == 0)
-    pieces = dim // size
+    """Attention for heads of `dim` numbers, which is known when it is compiled; see `attended`."""
+    size = parts(dim)
 
-    def attended(
+    def attention(
         qkv: Any, buffer: Any, slots: Any, row: Any, position: Any, window: int, scaling: Any, out: Any,
         first: int, last: int,
     ) -> None:  # fmt: skip
-        """Attention of the first heads of `qkv` [N, heads, dim] into `out` [N, query heads * dim].
+        attended(dim, size, qkv, buffer, slots, row, position, window, scaling, out, first, last)
 
-        Position n reads the keys and values that lie in `buffer` [slots, 2 kv heads, dim] at `slots[row[n]]`, up to
-        `position[n]`, which that has; the last `window` of them, if it is not 0.
-        """
-        n_q, n_kv = out.shape[1] // dim, buffer.shape[1] // 2
-        each, into = n_q // n_kv, out.reshape(len(out), -1, size)
-        values = buffer.reshape(len(buffer), -1, size)
-        weights = np.empty((TOGETHER * n_q, slots.shape[1]), dtype=F)
-        power = np.empty(slots.shape[1], dtype=INT)
-        n = first
-        while n < last:
-            count, shared = together(slots, row, position, n, last) if window == 0 else (1, 0)
-            scored(dim, qkv, n, count, buffer, slots[row[n]], 0, shared, each, n_q, scaling, weights)
-            for m in range(count):
-                begin = max(0, position[n + m] + 1 - window) if window > 0 else 0
-                at, mine = slots[row[n + m], begin : position[n + m] + 1], weights[m * n_q : (m + 1) * n_q]
-                scored(dim, qkv, n + m, 1, buffer, at, shared, len(at), each, n_q, scaling, mine)
-                softmaxed(mine, len(at), power)
-            for h in range(n_q * pieces):  # the values that positions share are near when the second goes to them
-                g = (n_kv + h // pieces // each) * pieces + h % pieces
-                for m in range(count):
-                    begin = max(0, position[n + m] + 1 - window) if window > 0 else 0
-                    at = slots[row[n + m], begin : position[n + m] + 1]
-                    summed(size, weights[m * n_q + h // pieces], values, at, g, into, n + m, h)
-            n += count
-
-    attended.__qualname__ = f"attention_{dim}"  # by which what was compiled is found again
-    return kernel(attended)
+    attention.__qualname__ = f"attention_{dim}"  # by which what was compiled is found again
+    return kernel(attention)

@@ -16,6 +16,8 @@ from zlib import crc32
 
 import numpy as np
 
+from alignstar.models.hf.tiles import LANES, MOST, SUMS, tile
+
 numba: Any = import_module("numba")
 
 Kernel: TypeAlias = Callable[..., None]
@@ -25,24 +27,24 @@ F, INT = np.float32, np.int32
 UNROLLED = 4
 """Keys of a query, and rows of weights, that are gone through side by side."""
 
-SUMMED = 8
-"""Inputs of a product whose shares are added to an output at a time, which is then read and written once for all."""
-
 PART = 128
 """Inputs whose shares are summed by themselves first: long sums lose their last digits."""
 
 HOW: dict[str, Any] = {
     # Sums in any order, but numbers that are none must stay so: a model that gives NaN is found out by that.
     "fastmath": {"reassoc", "contract", "nsz", "arcp"},
-    "nogil": True,
     "error_model": "numpy",
 }
 
 
+SHARED = ("kernels.py", "tiles.py", "attention.py")
+"""The files of which parts are in kernels of other files."""
+
+
 def _stamp() -> str | None:
-    """Of this file as it is read now."""
+    """Of the files that kernels share as they are read now."""
     try:
-        return f"{crc32(Path(__file__).read_bytes()):08x}"
+        return f"{crc32(b''.join(Path(__file__).with_name(name).read_bytes() for name in SHARED)):08x}"
     except OSError:
         return None
 
@@ -50,16 +52,17 @@ def _stamp() -> str | None:
 STAMP = _stamp()
 
 
-def kernel(function: Callable[..., Any]) -> Kernel:
+def kernel(function: Callable[..., Any], *, nogil: bool = True) -> Kernel:
     """Compiled at its first call, or taken from where an earlier process has left what it compiled.
 
-    That is found by the kernel's name and file; the name tells of changes in this one, which is in all of them.
+    That is found by the kernel's name and file; the name tells of changes in what is in all of them. `nogil`: other
+    threads have the interpreter meanwhile.
     """
     if STAMP is not None:
         function.__qualname__ += f"_{STAMP}"
         with suppress(RuntimeError):  # nowhere to leave it
-            return numba.njit(cache=True, **HOW)(function)
-    return numba.njit(**HOW)(function)
+            return numba.njit(cache=True, nogil=nogil, **HOW)(function)
+    return numba.njit(nogil=nogil, **HOW)(function)
 
 
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -81,6 +84,22 @@ def exp_parts(x: Any) -> Any:
     y = y * x + F(1.6666665459e-1)
     y = y * x + F(5.0000001201e-1)
     return y * x * x + x + F(1), (INT(whole) + INT(127)) << INT(23)
+
+
+@inlined
+def added(states: Any, more: Any, first: int, last: int) -> None:
+    """Adds `more` [N, H] to `states`: at once, for part by part each would be rounded to the states' last digit."""
+    for n in range(first, last):
+        for i in range(states.shape[1]):
+            states[n, i] += more[n, i]
+
+
+@inlined
+def picked(rows: Any, which: Any, out: Any) -> None:
+    """The rows `which` [C] of an array [any, size], into `out` [C, size]."""
+    for n in range(len(which)):
+        for i in range(rows.shape[1]):
+            out[n, i] = rows[which[n], i]
 
 
 @kernel
@@ -129,37 +148,48 @@ def stored(
                 buffer[slot, h, d] = qkv[n, n_q + h, d]
 
 
+@inlined
+def tiled(
+    vectors: int, values: Any, weight: Any, out: Any, first: int, last: int, column: int
+) -> int:  # fmt: skip
+    """Adds products to `out`, whose columns from `column` on are gone through in tiles; the first that is left."""
+    inputs, size = weight.shape
+    count, width = last - first, vectors * LANES
+    tiles = -(-count // min(MOST, SUMS // vectors))
+    while column + width <= size:
+        for begin in range(0, inputs, PART):
+            end = min(begin + PART, inputs)
+            for t in range(tiles):
+                n, to = first + count * t // tiles, first + count * (t + 1) // tiles
+                tile(vectors, values, n, to, weight, begin, end, column, out)
+        column += width
+    return column
+
+
 @kernel
 def product(values: Any, weight: Any, bias: Any, out: Any, first: int, last: int) -> None:
     """Of `values` [N, in] the products with `weight` [in, out], and `bias` [0 or out], into `out` [N, out].
 
-    For few positions: a weight is read once for all of them.
+    In broad tiles where positions are few: what is read of an input's weights is side by side in memory.
     """
     inputs, size = weight.shape
-    part = np.empty((last - first, size), dtype=F)
     for n in range(first, last):
         for j in range(size):
             out[n, j] = bias[j] if len(bias) > 0 else F(0)
-    for begin in range(0, inputs, PART):
-        part[:] = F(0)
-        full = begin + min(PART, inputs - begin) // SUMMED * SUMMED
-        for k in range(begin, full, SUMMED):
-            w0, w1, w2, w3 = weight[k], weight[k + 1], weight[k + 2], weight[k + 3]
-            w4, w5, w6, w7 = weight[k + 4], weight[k + 5], weight[k + 6], weight[k + 7]
-            for n in range(first, last):
-                x, into = values[n, k : k + SUMMED], part[n - first]
-                x0, x1, x2, x3, x4, x5, x6, x7 = x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7]
-                for j in range(size):
-                    into[j] += (
-                        x0 * w0[j] + x1 * w1[j] + x2 * w2[j] + x3 * w3[j]
-                        + x4 * w4[j] + x5 * w5[j] + x6 * w6[j] + x7 * w7[j]
-                    )  # fmt: skip
-        for k in range(full, min(begin + PART, inputs)):
-            for n in range(first, last):
-                x0 = values[n, k]
-                for j in range(size):
-                    part[n - first, j] += x0 * weight[k, j]
-        out[first:last] += part
+    column = 0
+    if 8 * (last - first) <= SUMS:
+        column = tiled(8, values, weight, out, first, last, column)
+    if 4 * (last - first) <= SUMS:
+        column = tiled(4, values, weight, out, first, last, column)
+    column = tiled(2, values, weight, out, first, last, column)
+    column = tiled(1, values, weight, out, first, last, column)
+    for n in range(first, last):
+        for j in range(column, size):
+            for begin in range(0, inputs, PART):
+                part = F(0)
+                for k in range(begin, min(begin + PART, inputs)):
+                    part += values[n, k] * weight[k, j]
+                out[n, j] += part
 
 
 @kernel
@@ -195,14 +225,14 @@ def after_attention(
     """The layer's outcome in the place of its states [N, H], of what attention gave for them."""
     more, normal = np.empty_like(hidden), np.empty_like(hidden)
     product(attended, out, out_bias, more, first, last)
-    hidden[first:last] += more[first:last]  # at once: part by part, each would be rounded to the states' last digit
+    added(hidden, more, first, last)
     normed(hidden, norm, eps, normal, first, last)
     both = np.empty((len(hidden), gate_up.shape[1]), dtype=F)
     product(normal, gate_up, gate_up_bias, both, first, last)
     gate = np.empty((len(hidden), down.shape[0]), dtype=F)
     gated(both, gate, first, last)
     product(gate, down, down_bias, more, first, last)
-    hidden[first:last] += more[first:last]
+    added(hidden, more, first, last)
 
 
 @kernel

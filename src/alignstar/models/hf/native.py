@@ -14,7 +14,7 @@ import platform
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeAlias
 
@@ -23,11 +23,12 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from alignstar.models.hf import kernels, largest
+from alignstar.models.hf import kernels, largest, tiles
 from alignstar.models.hf.attention import attention
 from alignstar.models.hf.fused import FusedForward, Layer, Norm, Projection
 from alignstar.models.hf.kernels import Kernel
 from alignstar.models.hf.paged import Ints, PagedRow, Pool, Table
+from alignstar.models.hf.stack import Stack, laid_out
 
 log = logging.getLogger("alignstar")
 
@@ -35,13 +36,19 @@ FIXED_ANGLES = frozenset({"default", "linear", "llama3", "yarn"})
 """Rotary embeddings whose angles depend on nothing but the position; those of others on the longest text too."""
 
 FEW = 8
-"""Positions up to which our product is faster than oneDNN's: it reads weights as fast as memory gives them."""
+"""Positions up to which reading out by our kernel is faster than oneDNN's product."""
 
 FEW_BY_MKL = 16
-"""Positions up to which it is faster than MKL's."""
+"""Positions up to which it is faster than MKL's, and our products than others on a processor that may have better."""
+
+EACH = 24
+"""Positions of each thread from which our products are faster than torch's, whose threads share the weights."""
 
 WORTH_A_THREAD = 1 << 22
-"""Multiplications that are worth another thread: about half a millisecond."""
+"""Multiplications that are worth another thread in a kernel, and weights in a product: half a millisecond of either."""
+
+WORTH_SHARING = 1 << 26
+"""Multiplications of a layer that are worth leaving the one call for all of them: threads wait for each other in it."""
 
 Floats = NDArray[np.float32]
 
@@ -90,17 +97,49 @@ class NativeForward:
         self.head = _plain(fused.head)
         self.largest = max(w.size for each in self.layers for w in (each.qkv.weight, each.gate_up.weight))
         self.embedding = fused.backbone.embed_tokens.weight.detach().numpy()
+        self.stack = _stack(self.layers, self.norm, self.embedding) if self.branch_norm is None else None
         self.angles = Angles(fused.backbone.rotary_emb)
         self.linear = one_dnn() or F.linear
         self.few = FEW_BY_MKL if self.linear is F.linear else FEW
 
-    def __call__(self, pool: Pool, rows: Sequence[PagedRow], *, keep: int = 0, logits_to_keep: int = 0) -> Any:
+    @property
+    def ways(self) -> list[Callable[..., Any]]:
+        """This in each of its ways, one of which a call takes by how many positions there are."""
+        return [
+            partial(self, way=way) for way in ("stack", "layers", "torch") if self.stack is not None or way != "stack"
+        ]
+
+    def __call__(
+        self, pool: Pool, rows: Sequence[PagedRow], *, keep: int = 0, logits_to_keep: int = 0, way: str = ""
+    ) -> Any:
         """See FusedForward."""
-        how, table = self.fused, Table(rows)
+        table = laid_out(rows)
+        wrong = [token for token in (table.tokens.min(), table.tokens.max()) if not 0 <= token < len(self.embedding)]
+        if wrong:
+            raise IndexError(f"token {wrong[0]} is none of a vocabulary of {len(self.embedding)}")
+        places, way = _places(table, keep), way or self._way(len(table.tokens), int(table.positions.sum()))
+        if self.stack is not None and way == "stack":
+            told = self.stack(pool, table, self.angles.looked_up(table.positions), places.reshape(-1))
+            return self._read(torch.from_numpy(told).view(*places.shape, -1), logits_to_keep)
+        return self._told(*self._layered(pool, table, places, ours=way != "torch"), places, logits_to_keep)
+
+    def _way(self, count: int, keys: int) -> str:
+        """How `count` positions that read `keys` are fastest: all layers in one call, one kernel at a time, or torch's.
+
+        Of few positions and many weights torch's threads share the weights; ours share positions.
+        """
+        if count > self.few and not tiles.X86:
+            return "torch"
+        threads = torch.get_num_threads()
+        many, work = count >= EACH * threads, count * self.largest + 2 * keys * len(self.layers[0].out.weight)
+        if threads == 1 or (work < WORTH_SHARING and (many or self.largest < WORTH_A_THREAD)):
+            return "layers" if self.stack is None else "stack"
+        return "layers" if many else "torch"
+
+    def _layered(self, pool: Pool, table: Table, places: Ints, *, ours: bool) -> tuple[Floats, Floats]:
+        """States after the last layer, and those that a branch has reached, one layer after the other."""
+        how = self.fused
         reading = Reading(table.slots, table.row, table.positions, int(table.positions.sum()))
-        places = _places(table, keep)
-        if table.tokens.min() < 0:
-            raise IndexError(f"token {table.tokens.min()} is none of a vocabulary")
         hidden = self.embedding.take(table.tokens, axis=0)
         cos, sin = self.angles(table.positions)
         dim = cos.shape[1]
@@ -115,40 +154,34 @@ class NativeForward:
             n_q = layer.out.weight.shape[0] // dim
             stores = layer.qkv.weight.shape[1] // dim - n_q
             buffer = pool.buffer(index, torch.empty(0, stores, dim, dtype=torch.float32, device="cpu")).numpy()
-            qkv = self._before(hidden, layer, cos, sin, table.written, buffer)
+            qkv = self._before(hidden, layer, cos, sin, table.written, buffer, ours=ours)
             if index + 1 == len(self.layers) and self.branch_norm is None:  # it ends for what is told
                 chosen = places.reshape(-1)
                 hidden, qkv, reading = hidden[chosen], qkv[chosen], reading.of(chosen)
-            self._after(hidden, reading.attended(qkv, buffer, n_q, layer), layer)
+            self._after(hidden, reading.attended(qkv, buffer, n_q, layer), layer, ours=ours)
         if how.returns == len(self.layers):
             reached, hidden = hidden, left
-        return self._told(hidden, reached, places, logits_to_keep)
-
-    def _few(self, count: int, size: int) -> bool:
-        """Whether our products with weights of this size are faster for so many positions: torch's share large ones."""
-        return count <= self.few and (torch.get_num_threads() == 1 or count * size < WORTH_A_THREAD)
+        return hidden, reached
 
     def _before(
-        self, hidden: Floats, layer: NativeLayer, cos: Floats, sin: Floats, written: Ints, buffer: Floats
+        self, hidden: Floats, layer: NativeLayer, cos: Floats, sin: Floats, written: Ints, buffer: Floats, *, ours: bool
     ) -> Floats:
         """Queries, keys and values [N, heads, dim] of states [N, H]; the latter two are put into the pool too."""
         shape = (len(hidden), -1, cos.shape[1])
-        if self._few(len(hidden), self.largest):
+        if ours:
             qkv = np.empty((len(hidden), layer.qkv.weight.shape[1]), dtype=np.float32).reshape(shape)
-            kernels.before_attention(
-                hidden, *layer.attention_norm, *layer.qkv, cos, sin, *layer.heads, written, buffer, qkv, 0, len(hidden)
-            )
+            arrays = (hidden, *layer.attention_norm, *layer.qkv, cos, sin, *layer.heads, written, buffer, qkv)
+            _shared(kernels.before_attention, layer.qkv.weight.size * len(hidden), *arrays)
             return qkv
         qkv = self._product(_normed(hidden, layer.attention_norm), layer.fused.qkv)[: len(hidden)].reshape(shape)
         _shared(kernels.stored, qkv.size, qkv, cos, sin, *layer.heads, written, buffer)
         return qkv
 
-    def _after(self, hidden: Floats, attended: Floats, layer: NativeLayer) -> None:
+    def _after(self, hidden: Floats, attended: Floats, layer: NativeLayer, *, ours: bool) -> None:
         """The layer's outcome in the place of its states [N, H], of what attention gave for them."""
-        if self._few(len(hidden), self.largest):
-            kernels.after_attention(
-                hidden, attended, *layer.out, *layer.mlp_norm, *layer.gate_up, *layer.down, 0, len(hidden)
-            )
+        if ours:
+            arrays = (hidden, attended, *layer.out, *layer.mlp_norm, *layer.gate_up, *layer.down)
+            _shared(kernels.after_attention, layer.gate_up.weight.size * len(hidden), *arrays)
             return
         count = len(hidden)
         hidden += self._product(attended, layer.fused.out)[:count]
@@ -167,10 +200,15 @@ class NativeForward:
         if self.branch_norm is not None:
             hidden = hidden[places.reshape(-1)]
         told = torch.from_numpy(_normed(hidden, self.norm)[: places.size]).view(*places.shape, -1)
-        logits = None if self.fused.head is None else self._logits(told[:, -kept:])
+        read = self._read(told, kept)
         if self.branch_norm is not None:
             side = torch.from_numpy(_normed(reached[places.reshape(-1)], self.branch_norm)[: places.size])
-            told = torch.cat((told, side.view(*places.shape, -1)), dim=-1)
+            read.last_hidden_state = torch.cat((told, side.view(*places.shape, -1)), dim=-1)
+        return read
+
+    def _read(self, told: torch.Tensor, kept: int) -> Any:
+        """Of the normed states [rows, kept, H] that are told, as a module tells them."""
+        logits = None if self.fused.head is None else self._logits(told[:, -kept:])
         return SimpleNamespace(last_hidden_state=told, logits=logits)
 
     def _logits(self, told: torch.Tensor) -> torch.Tensor:
@@ -178,7 +216,7 @@ class NativeForward:
         values, weight = told.reshape(-1, told.shape[-1]), self.head
         if weight is None:
             return self.fused.head(told)
-        if not self._few(len(values), weight.size):
+        if len(values) > self.few or not _alone(len(values) * weight.size):
             room = _room(*values.shape)
             room[: len(values)] = values.numpy()
             logits = torch.from_numpy(self._product(room, Projection(torch.from_numpy(weight), None)))
@@ -199,12 +237,17 @@ class Angles:
 
     def __call__(self, positions: Ints) -> tuple[Floats, Floats]:
         """As the module gives them."""
+        cos, sin, where = self.looked_up(positions)
+        return cos.take(where, axis=0), sin.take(where, axis=0)
+
+    def looked_up(self, positions: Ints) -> tuple[Floats, Floats, Ints]:
+        """Those of more positions [any, dim], and where in them the given ones are [N]."""
         if not self.fixed:
-            return self._computed(positions)
+            return *self._computed(positions), np.arange(len(positions))
         last = int(positions.max())
         if last >= len(self.cos):
             self.cos, self.sin = self._computed(np.arange(max(last + 1, min(2 * last + 1, self.limit))))
-        return self.cos.take(positions, axis=0), self.sin.take(positions, axis=0)
+        return self.cos, self.sin, positions
 
     def _computed(self, positions: Ints) -> tuple[Floats, Floats]:
         like = torch.empty(1, dtype=torch.float32, device="cpu")  # whatever the process's default is
@@ -233,7 +276,7 @@ class Reading(NamedTuple):
         dim = qkv.shape[2]
         out = _room(len(qkv), n_q * dim)
         arrays = (qkv, buffer, self.slots, self.row, self.position, layer.window, layer.scaling, out)
-        _shared(attention(dim), 2 * n_q * dim * self.keys, *arrays)
+        _shared(attention(dim), 2 * n_q * dim * self.keys, *arrays, pieces=4)  # later positions of a text read more
         return out
 
 
@@ -285,6 +328,19 @@ def _layer(layer: Layer, window: int | None) -> NativeLayer:
     )
 
 
+def _stack(layers: Sequence[NativeLayer], norm: ArrayNorm, embedding: Floats) -> Stack | None:
+    """All of a model's layers in one call; None where they are not alike."""
+    arrays = [
+        (each.attention_norm.weight, *each.qkv, each.heads.weight, *each.out, each.mlp_norm.weight, *each.gate_up,
+         *each.down)
+        for each in layers
+    ]  # fmt: skip
+    if len({tuple(array.shape for array in of) for of in arrays}) > 1:
+        return None
+    least = [(each.attention_norm.eps, each.heads.eps, each.mlp_norm.eps, each.scaling) for each in layers]
+    return Stack(arrays, np.array(least), np.array([each.window for each in layers]), norm, embedding)
+
+
 def _norm(norm: Norm) -> ArrayNorm:
     return ArrayNorm(norm.weight.detach().numpy(), np.float32(norm.eps))
 
@@ -323,18 +379,22 @@ def _normed(hidden: Floats, norm: ArrayNorm) -> Floats:
     return out
 
 
-def _shared(kernel: Kernel, work: int, *arrays: Any) -> None:
+def _alone(work: int) -> bool:
+    """Whether one thread does so many multiplications."""
+    return torch.get_num_threads() == 1 or work < WORTH_A_THREAD
+
+
+def _shared(kernel: Kernel, work: int, *arrays: Any, pieces: int = 1) -> None:
     """Run a kernel on all positions, of which the first array has one each; in threads where the work is worth it.
 
-    `work` is in multiplications.
+    `work` is in multiplications. Of `pieces` to a thread, which are not the same work, each takes every so many-th.
     """
     count = len(arrays[0])
-    parts = min(torch.get_num_threads(), count, 1 + work // WORTH_A_THREAD)
+    parts = 1 if _alone(work) else min(torch.get_num_threads(), count, 1 + work // WORTH_A_THREAD)
     if parts == 1:
         kernel(*arrays, 0, count)
         return
-    # Later positions of a text read more: a thread takes every so many-th piece.
-    pieces = min(count, 4 * parts)
+    pieces = min(count, pieces * parts)
     cuts = [count * i // pieces for i in range(pieces + 1)]
 
     def some(thread: int) -> None:

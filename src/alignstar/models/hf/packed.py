@@ -31,7 +31,7 @@ def layout(
     rows: Sequence[PagedRow], *, windows: dict[str, int | None], dtype: torch.dtype, device: torch.device
 ) -> Packed:
     """The rows laid out for a forward in the cheapest way: each for itself or packed with its like."""
-    table = Table(rows)
+    table = Table.of(rows)
     alone = len(rows) * _cost(int(table.new.max()), int(table.lengths.max()))
     if len(rows) > 1 and alone > PACKING:
         groups, cost = grouped(table)

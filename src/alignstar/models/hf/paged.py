@@ -168,6 +168,7 @@ class PagedRow:
     slots: Sequence[int]
 
 
+@dataclass(frozen=True, slots=True)
 class Table:
     """Rows as arrays: per row `lengths` and `new` [B] and `slots` [B, K]; per new token, in order, what it needs [N].
 
@@ -175,19 +176,28 @@ class Table:
     come after it (`left`), its position, and the slot that it is written to.
     """
 
-    def __init__(self, rows: Sequence[PagedRow]) -> None:
-        self.lengths = np.array([len(row.slots) for row in rows])
-        self.new = np.array([len(row.new) for row in rows])
+    lengths: Ints
+    new: Ints
+    slots: Ints
+    tokens: Ints
+    row: Ints
+    left: Ints
+    positions: Ints
+    written: Ints
+
+    @classmethod
+    def of(cls, rows: Sequence[PagedRow]) -> Table:
+        """By numpy."""
+        lengths, new = np.array([len(row.slots) for row in rows]), np.array([len(row.new) for row in rows])
         known = b"".join(row.slots if isinstance(row.slots, array) else array("q", row.slots) for row in rows)
-        self.slots = np.empty((len(rows), self.lengths.max()), dtype=np.int64)
-        self.slots[:] = -1 - np.arange(len(rows))[:, None]
-        self.slots[np.arange(self.slots.shape[1]) < self.lengths[:, None]] = np.frombuffer(known, dtype=np.int64)
-        self.tokens = np.fromiter(chain.from_iterable(row.new for row in rows), dtype=np.int64)
-        self.row = np.repeat(np.arange(len(rows)), self.new)
-        ends = np.cumsum(self.new)
-        self.left = ends[self.row] - 1 - np.arange(len(self.row))
-        self.positions = self.lengths[self.row] - 1 - self.left
-        self.written = self.slots[self.row, self.positions]
+        slots = np.empty((len(rows), lengths.max()), dtype=np.int64)
+        slots[:] = -1 - np.arange(len(rows))[:, None]
+        slots[np.arange(slots.shape[1]) < lengths[:, None]] = np.frombuffer(known, dtype=np.int64)
+        row = np.repeat(np.arange(len(rows)), new)
+        left = np.cumsum(new)[row] - 1 - np.arange(len(row))
+        positions = lengths[row] - 1 - left
+        tokens = np.fromiter(chain.from_iterable(row.new for row in rows), dtype=np.int64)
+        return cls(lengths, new, slots, tokens, row, left, positions, slots[row, positions])
 
 
 def masks(
@@ -299,7 +309,7 @@ def pack(
     For our `own` attention a mask that would hide nothing is left out, and K is a width that it is quick with; modules
     may read more from K than how many keys there are.
     """
-    table = Table(rows) if table is None else table
+    table = Table.of(rows) if table is None else table
     lengths, new = table.lengths.tolist(), table.new.tolist()
     queries, width = max(new), max(lengths)
     widths = [aligned(n, queries, dtype) for n in lengths] if own else lengths
