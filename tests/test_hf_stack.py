@@ -103,6 +103,28 @@ def test_layers_that_are_not_alike_are_gone_through_one_by_one():
     biased = replace(one, qkv=one.qkv._replace(bias=np.zeros(one.qkv.weight.shape[1], np.float32)))
     assert native._stack([one, biased], made.norm, made.embedding) is None
     assert native._stack([one, one], made.norm, made.embedding) is not None
+    norm = one.attention_norm
+    for weight in (norm.weight.astype(np.float16), np.broadcast_to(np.float32(1), norm.weight.shape)):
+        other = replace(one, attention_norm=norm._replace(weight=weight))  # nothing would find it out
+        assert native._stack([other, other], made.norm, made.embedding) is None
+
+
+def test_rows_without_new_tokens_or_slots_are_refused():
+    made = network(tiny.causal_lm("llama", dtype=torch.float32))._paged
+    pool = Pool(20, torch.device("cpu"))
+    slots = pool.take(3)
+    for row in (PagedRow(new=(), slots=slots[:1]), PagedRow(new=(1, 2, 3, 4), slots=slots)):
+        with pytest.raises(IndexError, match="a row has no new tokens, or fewer slots than those"):
+            made(pool, [PagedRow(new=(8,), slots=slots[:1]), row], keep=1)
+
+
+def test_a_pool_of_another_model_is_refused():
+    made = network(tiny.causal_lm("llama", dtype=torch.float32))._paged
+    pool = Pool(20, torch.device("cpu"))
+    slots = pool.take(3)
+    pool.buffer(0, torch.empty(0, 2, 8))
+    with pytest.raises(ValueError, match="the pool holds other keys and values than"):
+        made(pool, [PagedRow(new=(1, 2, 3), slots=slots)], way="stack")
 
 
 @pytest.mark.parametrize("way", ["stack", "layers"])

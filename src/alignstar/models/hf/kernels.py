@@ -1,4 +1,4 @@
-"""What a decoder layer does to a few positions, for a CPU in single precision, compiled by numba at the first use.
+"""What a decoder layer does to positions, for a CPU in single precision, compiled by numba at the first use.
 
 Every kernel computes the positions `first` to `last` (not with it) of arrays that begin with positions, so that threads
 can share them, and none of a position's numbers depends on which others are there. Knows arrays; no modules, no rows.
@@ -149,9 +149,7 @@ def stored(
 
 
 @inlined
-def tiled(
-    vectors: int, values: Any, weight: Any, out: Any, first: int, last: int, column: int
-) -> int:  # fmt: skip
+def tiled(vectors: int, values: Any, weight: Any, out: Any, first: int, last: int, column: int) -> int:
     """Adds products to `out`, whose columns from `column` on are gone through in tiles; the first that is left."""
     inputs, size = weight.shape
     count, width = last - first, vectors * LANES
@@ -211,10 +209,12 @@ def before_attention(
     written: Any, buffer: Any, qkv: Any, first: int, last: int,
 ) -> None:  # fmt: skip
     """Of states [N, H] what attention needs, into `qkv` [N, heads, dim] and into the pool; see `stored`."""
-    normal = np.empty_like(hidden)
-    normed(hidden, norm, eps, normal, first, last)
-    product(normal, weight, bias, qkv.reshape(len(qkv), -1), first, last)
-    stored(qkv, cos, sin, heads, head_eps, written, buffer, first, last)
+    states, made = hidden[first:last], qkv[first:last]
+    begin, end = first - first, last - first  # of a 0 that is known another kind of each kernel would be compiled
+    normal = np.empty_like(states)
+    normed(states, norm, eps, normal, begin, end)
+    product(normal, weight, bias, made.reshape(len(made), -1), begin, end)
+    stored(made, cos[first:last], sin[first:last], heads, head_eps, written[first:last], buffer, begin, end)
 
 
 @kernel
@@ -223,16 +223,17 @@ def after_attention(
     down: Any, down_bias: Any, first: int, last: int,
 ) -> None:  # fmt: skip
     """The layer's outcome in the place of its states [N, H], of what attention gave for them."""
-    more, normal = np.empty_like(hidden), np.empty_like(hidden)
-    product(attended, out, out_bias, more, first, last)
-    added(hidden, more, first, last)
-    normed(hidden, norm, eps, normal, first, last)
-    both = np.empty((len(hidden), gate_up.shape[1]), dtype=F)
-    product(normal, gate_up, gate_up_bias, both, first, last)
-    gate = np.empty((len(hidden), down.shape[0]), dtype=F)
-    gated(both, gate, first, last)
-    product(gate, down, down_bias, more, first, last)
-    added(hidden, more, first, last)
+    states, begin, end = hidden[first:last], first - first, last - first
+    more, normal = np.empty_like(states), np.empty_like(states)
+    product(attended[first:last], out, out_bias, more, begin, end)
+    added(states, more, begin, end)
+    normed(states, norm, eps, normal, begin, end)
+    both = np.empty((len(states), gate_up.shape[1]), dtype=F)
+    product(normal, gate_up, gate_up_bias, both, begin, end)
+    gate = np.empty((len(states), down.shape[0]), dtype=F)
+    gated(both, gate, begin, end)
+    product(gate, down, down_bias, more, begin, end)
+    added(states, more, begin, end)
 
 
 @kernel

@@ -1,9 +1,9 @@
 """The fused forward on a CPU in single precision, on kernels of our own (`kernels.py`).
 
 Small forwards wait between torch's operations as long as within them, and attention over gathered slots reads and
-writes every key twice. Here few positions take three calls a layer, many take four kernels and products by oneDNN,
-which is in torch; keys and values are read where they lie, so that rows are neither gathered nor packed nor padded to
-each other. Knows what `fused.py` knows; importing it needs numba.
+writes every key twice. Here all layers are one call, or where threads share the work three calls each; keys and values
+are read where they lie, so that rows are neither gathered nor packed nor padded to each other. What torch's products
+are faster for is left to them: by oneDNN, which is in it. Knows what `fused.py` knows; importing it needs numba.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class NativeForward:
 
     @property
     def ways(self) -> list[Callable[..., Any]]:
-        """This in each of its ways, one of which a call takes by how many positions there are."""
+        """This in each of its ways, of which a call takes one; see `_way`."""
         return [
             partial(self, way=way) for way in ("stack", "layers", "torch") if self.stack is not None or way != "stack"
         ]
@@ -117,6 +117,8 @@ class NativeForward:
         wrong = [token for token in (table.tokens.min(), table.tokens.max()) if not 0 <= token < len(self.embedding)]
         if wrong:
             raise IndexError(f"token {wrong[0]} is none of a vocabulary of {len(self.embedding)}")
+        if table.new.min() < 1 or (table.new > table.lengths).any():
+            raise IndexError("a row has no new tokens, or fewer slots than those")
         places, way = _places(table, keep), way or self._way(len(table.tokens), int(table.positions.sum()))
         if self.stack is not None and way == "stack":
             told = self.stack(pool, table, self.angles.looked_up(table.positions), places.reshape(-1))
@@ -233,7 +235,8 @@ class Angles:
         self.rotary = rotary
         self.fixed = rotary.rope_type in FIXED_ANGLES
         self.limit: int = rotary.max_seq_len_cached
-        self.cos = self.sin = np.empty((0, 0), dtype=np.float32)  # of the positions from 0 on that were needed so far
+        none = np.empty((0, 0), dtype=np.float32)
+        self.known = none, none  # of the positions from 0 on that were needed so far
 
     def __call__(self, positions: Ints) -> tuple[Floats, Floats]:
         """As the module gives them."""
@@ -243,11 +246,12 @@ class Angles:
     def looked_up(self, positions: Ints) -> tuple[Floats, Floats, Ints]:
         """Those of more positions [any, dim], and where in them the given ones are [N]."""
         if not self.fixed:
-            return *self._computed(positions), np.arange(len(positions))
-        last = int(positions.max())
-        if last >= len(self.cos):
-            self.cos, self.sin = self._computed(np.arange(max(last + 1, min(2 * last + 1, self.limit))))
-        return self.cos, self.sin, positions
+            cos, sin = self._computed(positions)
+            return cos, sin, np.arange(len(positions))
+        last, known = int(positions.max()), self.known
+        if last >= len(known[0]):
+            known = self.known = self._computed(np.arange(max(last + 1, min(2 * last + 1, self.limit))))
+        return known[0], known[1], positions
 
     def _computed(self, positions: Ints) -> tuple[Floats, Floats]:
         like = torch.empty(1, dtype=torch.float32, device="cpu")  # whatever the process's default is
@@ -329,13 +333,14 @@ def _layer(layer: Layer, window: int | None) -> NativeLayer:
 
 
 def _stack(layers: Sequence[NativeLayer], norm: ArrayNorm, embedding: Floats) -> Stack | None:
-    """All of a model's layers in one call; None where they are not alike."""
+    """All of a model's layers in one call; None where they are not alike, or do not lie as it reads them."""
     arrays = [
         (each.attention_norm.weight, *each.qkv, each.heads.weight, *each.out, each.mlp_norm.weight, *each.gate_up,
          *each.down)
         for each in layers
     ]  # fmt: skip
-    if len({tuple(array.shape for array in of) for of in arrays}) > 1:
+    whole = all(array.dtype == np.float32 and array.flags.c_contiguous for of in arrays for array in of)
+    if not whole or len({tuple(array.shape for array in of) for of in arrays}) > 1:
         return None
     least = [(each.attention_norm.eps, each.heads.eps, each.mlp_norm.eps, each.scaling) for each in layers]
     return Stack(arrays, np.array(least), np.array([each.window for each in layers]), norm, embedding)

@@ -24,10 +24,10 @@ from alignstar.types import Ids
 log = logging.getLogger("alignstar")
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-2}
-"""Largest difference of two outputs that the shape of a batch may cause, by dtype; also the near-tie tolerance."""
+"""Largest difference of two outputs that the shape of a batch may cause, by dtype, where they are at most LARGE."""
 
 LARGE = 10.0
-"""Outputs up to which the self-check allows no more than TOLERANCE, by which near ties are counted in any case."""
+"""Outputs beyond which they may differ in proportion: of larger numbers fewer decimals are known."""
 
 CHECK_TOKENS = 24
 
@@ -111,6 +111,7 @@ class Network:
         self.causal = causal
         self.bytes_per_position = 0  # of KV; known after the self-check
         self.native = False  # whether it runs on kernels of our own
+        self.scale = 1.0  # of the largest outputs that the self-check saw, how many times LARGE they are; at least 1
         self._paged = self._checked() if reuse and causal else None
         if compile:
             self._paged = self._compiled()
@@ -127,8 +128,8 @@ class Network:
 
     @property
     def tolerance(self) -> float:
-        """See TOLERANCE."""
-        return TOLERANCE[self.dtype]
+        """By how much two outputs may differ, and what is a near tie: TOLERANCE, in proportion to `scale`."""
+        return TOLERANCE[self.dtype] * self.scale
 
     def paged(self, pool: Pool, rows: Sequence[PagedRow], want: int) -> torch.Tensor:
         """Outputs of paged rows' last `want` new positions."""
@@ -224,17 +225,16 @@ class Network:
         except Exception as error:  # noqa: BLE001 - any model may refuse paged rows in its own way; it then runs plain
             said = " ".join(str(error).split())[:160].rstrip(".")
             return f"it refused a paged forward ({type(error).__name__}: {said})"
-        if worst <= self.tolerance:
+        if worst <= TOLERANCE[self.dtype]:
             return None
-        return f"paged and plain forwards differ by {worst:.1e} (at most {self.tolerance:.0e})"
+        return f"paged and plain forwards differ by {worst:.1e} (at most {TOLERANCE[self.dtype]:.0e})"
 
     def _compare(
         self, forward: Forward, first: Ids, branched: Ids, expected: dict[tuple[Ids, int], torch.Tensor]
     ) -> float:
-        """Largest difference between paged and plain outputs over the self-check's six situations.
+        """Largest difference between paged and plain outputs over the self-check's six situations; see LARGE.
 
-        Plain outputs are those `expected`, or computed and put there. Where outputs are beyond LARGE, in proportion:
-        of larger numbers fewer decimals are known.
+        Plain outputs are those `expected`, or computed and put there.
         """
         pool = Pool(4 * len(first), self.device)
         slots = pool.take(len(first))
@@ -251,6 +251,7 @@ class Network:
                     expected[ids, want] = self.plain([ids], want)[0].to(torch.float64)
                 plain = expected[ids, want]
                 allowed = max(1.0, float(plain.abs().max()) / LARGE)
+                self.scale = max(self.scale, allowed)
                 difference = float((row.to(torch.float64) - plain).abs().max()) / allowed
                 worst = max(worst, float("inf") if math.isnan(difference) else difference)
 

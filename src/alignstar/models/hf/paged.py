@@ -187,7 +187,7 @@ class Table:
 
     @classmethod
     def of(cls, rows: Sequence[PagedRow]) -> Table:
-        """By numpy."""
+        """The table of some rows, of which each has a new token."""
         lengths, new = np.array([len(row.slots) for row in rows]), np.array([len(row.new) for row in rows])
         known = b"".join(row.slots if isinstance(row.slots, array) else array("q", row.slots) for row in rows)
         slots = np.empty((len(rows), lengths.max()), dtype=np.int64)
