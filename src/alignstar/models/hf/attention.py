@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from alignstar.models.hf.kernels import INT, UNROLLED, F, Kernel, exp_parts, inlined, kernel
+from alignstar.models.hf.tiles import everywhere, plus
 
 numba: Any = import_module("numba")
 extending: Any = import_module("numba.extending")
@@ -91,11 +92,10 @@ def more(_: Any, total: Any, weight: Any, vector: Any) -> Any:
 
     def emit(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         out, factor, _ = given
-        first = builder.insert_element(vector.part(ir.Undefined), factor, LANE(0))
-        factors = _picked(builder, first, first, [0] * vector.lanes)
+        factors = everywhere(builder, factor, vector.lanes)
         for i in range(vector.parts):
             x, y = (builder.extract_value(each, i) for each in (given[0], given[2]))
-            out = builder.insert_value(out, _plus(builder, x, y, factors), i)
+            out = builder.insert_value(out, plus(builder, x, y, factors), i)
         return out
 
     return vector(vector, numba.types.float32, vector), emit
@@ -109,7 +109,7 @@ def dots(_: Any, x: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
         products = [x.part(None)] * 4
         for i in range(x.parts):
             query, *keys = (builder.extract_value(each, i) for each in given)
-            products = [_plus(builder, total, query, key) for total, key in zip(products, keys, strict=True)]
+            products = [plus(builder, total, query, key) for total, key in zip(products, keys, strict=True)]
         return context.make_tuple(builder, signature.return_type, _sums(builder, products, x.lanes))
 
     return numba.types.UniTuple(numba.types.float32, 4)(x, x, x, x, x), emit
@@ -125,11 +125,6 @@ def _place(context: Any, builder: Any, kind: Vector, arrays: Any, array: Any, i:
     row = builder.add(builder.mul(i, cgutils.unpack_tuple(builder, array.shape)[1]), j)
     at = builder.gep(array.data, [builder.mul(row, row.type(kind.dim))])
     return builder.bitcast(at, kind.zeros.type.as_pointer())
-
-
-def _plus(builder: Any, total: Any, x: Any, y: Any) -> Any:
-    """The sum of the first and the product of the others: one instruction where there is such."""
-    return _added(builder, total, builder.fmul(x, y, flags=["contract"]))
 
 
 def _added(builder: Any, x: Any, y: Any) -> Any:

@@ -188,16 +188,22 @@ class Table:
     @classmethod
     def of(cls, rows: Sequence[PagedRow]) -> Table:
         """The table of some rows, of which each has a new token."""
-        lengths, new = np.array([len(row.slots) for row in rows]), np.array([len(row.new) for row in rows])
-        known = b"".join(row.slots if isinstance(row.slots, array) else array("q", row.slots) for row in rows)
+        lengths, new, known, tokens = in_order(rows)
         slots = np.empty((len(rows), lengths.max()), dtype=np.int64)
         slots[:] = -1 - np.arange(len(rows))[:, None]
-        slots[np.arange(slots.shape[1]) < lengths[:, None]] = np.frombuffer(known, dtype=np.int64)
+        slots[np.arange(slots.shape[1]) < lengths[:, None]] = known
         row = np.repeat(np.arange(len(rows)), new)
         left = np.cumsum(new)[row] - 1 - np.arange(len(row))
         positions = lengths[row] - 1 - left
-        tokens = np.fromiter(chain.from_iterable(row.new for row in rows), dtype=np.int64)
         return cls(lengths, new, slots, tokens, row, left, positions, slots[row, positions])
+
+
+def in_order(rows: Sequence[PagedRow]) -> tuple[Ints, Ints, Ints, Ints]:
+    """How many slots and new tokens rows have [B], and all their slots and all those tokens, row after row."""
+    lengths, new = np.array([len(row.slots) for row in rows]), np.array([len(row.new) for row in rows])
+    known = b"".join(row.slots if isinstance(row.slots, array) else array("q", row.slots) for row in rows)
+    tokens = np.fromiter(chain.from_iterable(row.new for row in rows), dtype=np.int64)
+    return lengths, new, np.frombuffer(known, dtype=np.int64), tokens
 
 
 def masks(

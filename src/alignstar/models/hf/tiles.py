@@ -107,14 +107,8 @@ def _summed(builder: Any, rows: list[Any], weights: Any, inputs: tuple[Any, Any]
         _soon(builder, builder.gep(here, [PLACE(LANES * (width + v))]))
     totals: list[list[Any]] = []
     for row, before_this in zip(rows, sums, strict=True):
-        one = builder.insert_element(VECTOR(ir.Undefined), builder.load(builder.gep(row, [k])), INT(0))
-        x = builder.shuffle_vector(one, one, ir.VectorType(INT, LANES)([0] * LANES))
-        totals.append(
-            [
-                builder.fadd(total, builder.fmul(x, w, flags=["contract"]), flags=["contract"])
-                for total, w in zip(before_this, weight, strict=True)
-            ]
-        )
+        x = everywhere(builder, builder.load(builder.gep(row, [k])), LANES)
+        totals.append([plus(builder, total, x, w) for total, w in zip(before_this, weight, strict=True)])
     following = builder.add(k, PLACE(1))
     for phi, start, to in [(k, inputs[0], following)] + [
         (phi, VECTOR(None), to) for a, b in zip(sums, totals, strict=True) for phi, to in zip(a, b, strict=True)
@@ -124,6 +118,17 @@ def _summed(builder: Any, rows: list[Any], weights: Any, inputs: tuple[Any, Any]
     builder.cbranch(builder.icmp_signed("<", following, inputs[1]), loop, after)
     builder.position_at_end(after)
     return totals
+
+
+def plus(builder: Any, total: Any, x: Any, y: Any) -> Any:
+    """The sum of the first and the product of the others: one instruction where there is such."""
+    return builder.fadd(total, builder.fmul(x, y, flags=["contract"]), flags=["contract"])
+
+
+def everywhere(builder: Any, number: Any, lanes: int) -> Any:
+    """The vector of so many times a number."""
+    one = builder.insert_element(ir.VectorType(FLOAT, lanes)(ir.Undefined), number, INT(0))
+    return builder.shuffle_vector(one, one, ir.VectorType(INT, lanes)([0] * lanes))
 
 
 def _soon(builder: Any, where: Any) -> None:
